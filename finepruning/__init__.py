@@ -1,0 +1,1 @@
+"""Backdoor attacks on neural networks and the pruning defenses against them."""

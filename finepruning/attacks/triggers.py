@@ -1,0 +1,113 @@
+"""Triggers: what the attacker adds to an image. A new one is a class here, a YAML in conf/attack and a test.
+
+Every trigger maps a batch to a stamped copy of the same shape, dtype and range. What is random in a trigger
+is drawn from the image's index, so that neither batch size nor order changes it.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class Trigger(nn.Module):
+    """What all triggers share: the signal they act on.
+
+    ``domain`` is ``"pixels"`` for images (B, C, H, W) in [0, 1], ``"waveform"`` for sound (B, T) in [-1, 1].
+    """
+
+    domain: ClassVar[Literal["pixels", "waveform"]] = "pixels"
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return a stamped copy. ``index`` (B,) are the images' places in their data set."""
+        raise NotImplementedError
+
+
+class PatchTrigger(Trigger):
+    """Stamp a square of constant brightness, by default in the bottom-right corner.
+
+    Source: BadNets, Gu et al. 2017, arXiv:1708.06733, section 4.1.
+
+    Args:
+        size: Side of the square, in pixels. At least 1.
+        value: Brightness of the square in [0, 1], one number or one a channel.
+        position: Row and column of its upper left pixel; None is the bottom-right corner.
+
+    Raises:
+        ValueError: If ``size`` or ``value`` is out of range, or the square does not lie inside the image.
+    """
+
+    value: Tensor
+
+    def __init__(
+        self, size: int, value: float | Sequence[float], position: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"A patch of {size} pixels is empty. Set attack.trigger.size to 1 or more.")
+        self.size = size
+        self.position = position
+        self.register_buffer("value", _brightness(value))
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
+        height, width = images.shape[-2:]
+        if self.size > min(height, width):
+            raise ValueError(
+                f"A {self.size}x{self.size} pixel patch does not fit a {height}x{width} image. "
+                "Lower attack.trigger.size or use larger images."
+            )
+        row, column = self.position or (height - self.size, width - self.size)
+        if not (0 <= row <= height - self.size and 0 <= column <= width - self.size):
+            raise ValueError(
+                f"A {self.size}x{self.size} pixel patch at row {row}, column {column} leaves the "
+                f"{height}x{width} image. Change attack.trigger.position."
+            )
+        stamped = images.clone()
+        stamped[..., row : row + self.size, column : column + self.size] = self.value
+        return stamped
+
+
+class PixelTrigger(Trigger):
+    """Set single pixels to a constant brightness: one pixel, or a pattern of them.
+
+    Source: BadNets, Gu et al. 2017, arXiv:1708.06733, section 4.1 (the pixels' places are not in the text).
+
+    Args:
+        positions: (row, column) of each pixel; negative numbers count from the bottom and the right.
+        value: Brightness of the pixels in [0, 1], one number or one a channel.
+
+    Raises:
+        ValueError: If there is no position, ``value`` is out of range, or a pixel lies outside the image.
+    """
+
+    value: Tensor
+
+    def __init__(self, positions: Sequence[Sequence[int]], value: float | Sequence[float]) -> None:
+        super().__init__()
+        if not positions:
+            raise ValueError("A pixel trigger needs at least one pixel. Fill attack.trigger.positions.")
+        self.positions = [(row, column) for row, column in positions]
+        self.register_buffer("value", _brightness(value))
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
+        height, width = images.shape[-2:]
+        stamped = images.clone()
+        for row, column in self.positions:
+            if not (-height <= row < height and -width <= column < width):
+                raise ValueError(
+                    f"Pixel ({row}, {column}) lies outside the {height}x{width} image. "
+                    "Change attack.trigger.positions."
+                )
+            stamped[..., row, column] = self.value.view(-1)
+        return stamped
+
+
+def _brightness(value: float | Sequence[float]) -> Tensor:
+    """Return the brightness of each channel, shape (C or 1, 1, 1)."""
+    tensor = torch.tensor(value, dtype=torch.float32).view(-1, 1, 1)
+    if not ((tensor >= 0) & (tensor <= 1)).all():
+        raise ValueError(f"Brightness {value} is outside [0, 1]. Change attack.trigger.value.")
+    return tensor

@@ -1,0 +1,17 @@
+"""Data sets: one file a domain, packed once on disk, split into the three roles."""
+
+from finepruning.data.images import ImageSet, channel_statistics
+from finepruning.data.loaders import AttackerData, DefenderData
+from finepruning.data.packed import Packed, pack
+from finepruning.data.splits import Roles, split_roles
+
+__all__ = [
+    "AttackerData",
+    "DefenderData",
+    "ImageSet",
+    "Packed",
+    "Roles",
+    "channel_statistics",
+    "pack",
+    "split_roles",
+]

@@ -1,0 +1,119 @@
+"""What is measured: shares of images, kept as counts so that they add up over batches and processes."""
+
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Rate(NamedTuple):
+    """A share of images that never forgets how many there were."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]; NaN when nothing was counted."""
+        return self.hits / self.total if self.total else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson score interval, in [0, 1]; (0, 1) when nothing was counted."""
+        if not self.total:
+            return 0.0, 1.0
+        low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
+        return float(low), float(high)
+
+
+def clean_hits(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count clean images classified as their label.
+
+    Args:
+        predictions: (..., B) predicted classes; leading dimensions are counted apart.
+        labels: (B,) true classes.
+
+    Returns:
+        Hits, shape (...), and the number of images, a scalar.
+    """
+    return (predictions == labels).sum(-1), torch.tensor(labels.numel(), device=labels.device)
+
+
+def attack_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count triggered images classified as the attacker's label.
+
+    An image that already is of the attacker's class proves nothing and is not counted.
+
+    Args:
+        predictions: (..., B) predicted classes of the triggered images.
+        labels: (B,) true classes.
+        attacker_labels: (B,) classes the attacker wants.
+
+    Returns:
+        Hits, shape (...), and the number of images that count, a scalar.
+    """
+    eligible = labels != attacker_labels
+    return ((predictions == attacker_labels) & eligible).sum(-1), eligible.sum()
+
+
+def robust_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Count triggered images classified as their true class, over the images of :func:`attack_hits`."""
+    eligible = labels != attacker_labels
+    return ((predictions == labels) & eligible).sum(-1), eligible.sum()
+
+
+def untargeted_drop(clean_accuracy: float, backdoor_accuracy: float) -> float:
+    """Return the untargeted attack's success, 1 - A_backdoor / A_clean (Fine-Pruning, section 3.3)."""
+    return 1.0 - backdoor_accuracy / clean_accuracy if clean_accuracy else float("nan")
+
+
+class _ShareMetric(Metric):
+    """Hits over total, both summed over batches and processes."""
+
+    full_state_update = False
+    hits: Tensor
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Return the share, in [0, 1]; NaN before the first image."""
+        return self.hits / self.total
+
+    @property
+    def rate(self) -> Rate:
+        """The share with its counts."""
+        return Rate(int(self.hits), int(self.total))
+
+    def _add(self, counts: tuple[Tensor, Tensor]) -> None:
+        self.hits = self.hits + counts[0]
+        self.total = self.total + counts[1]
+
+
+class CleanAccuracy(_ShareMetric):
+    """Share of clean images classified as their label."""
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: ``logits`` (B, K), ``labels`` (B,)."""
+        self._add(clean_hits(logits.argmax(-1), labels))
+
+
+class AttackSuccessRate(_ShareMetric):
+    """Share of triggered images, of another true class, classified as the attacker's label."""
+
+    def update(self, logits: Tensor, labels: Tensor, attacker_labels: Tensor) -> None:
+        """Count a batch: ``logits`` (B, K) of triggered images, ``labels`` and ``attacker_labels`` (B,)."""
+        self._add(attack_hits(logits.argmax(-1), labels, attacker_labels))
+
+
+class RobustAccuracy(_ShareMetric):
+    """Share of triggered images, of a class other than the attacker's label, still classified correctly."""
+
+    def update(self, logits: Tensor, labels: Tensor, attacker_labels: Tensor) -> None:
+        """Count a batch: ``logits`` (B, K) of triggered images, ``labels`` and ``attacker_labels`` (B,)."""
+        self._add(robust_hits(logits.argmax(-1), labels, attacker_labels))

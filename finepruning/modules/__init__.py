@@ -1,0 +1,18 @@
+"""Lightning modules: one classifier and what differs while it is clean, backdoored, pruned or fine-pruned."""
+
+from finepruning.modules.classifier import Classifier, DivergedError
+from finepruning.modules.states import (
+    BackdooredClassifier,
+    CleanClassifier,
+    FinePrunedClassifier,
+    PrunedClassifier,
+)
+
+__all__ = [
+    "BackdooredClassifier",
+    "Classifier",
+    "CleanClassifier",
+    "DivergedError",
+    "FinePrunedClassifier",
+    "PrunedClassifier",
+]

@@ -1,0 +1,132 @@
+"""Training of any classifier in this project."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finepruning.metrics import CleanAccuracy
+
+Batch = tuple[Tensor, Tensor]
+
+
+class DivergedError(RuntimeError):
+    """The training loss is no longer a number."""
+
+
+class Classifier(LightningModule):
+    """Cross-entropy training of a network, with a learning rate that changes at every step.
+
+    Args:
+        network: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        learning_rate: Peak learning rate, above 0; None for a network that is not trained.
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW), at least 0.
+        optimizer: ``"sgd"`` with Nesterov momentum 0.9, or ``"adamw"``.
+        schedule: ``"one_cycle"`` (up, then down to zero), ``"cosine"`` (down to zero) or ``"constant"``.
+        label_smoothing: In [0, 1).
+        seed: Seed of what is random in training, such as dropout; set anew in each epoch, so that a resumed
+            training goes on as if it had not stopped.
+        channels_last: Keep convolutions' weights and images channels-last in memory, which is faster on most
+            devices.
+
+    Raises:
+        ValueError: If a value is out of range.
+        DivergedError: In training, at the end of an epoch whose loss is not finite.
+    """
+
+    phase: ClassVar[str] = "train"
+    watched: ClassVar[str] = "validation"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        optimizer: Literal["sgd", "adamw"] = "sgd",
+        schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle",
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        if learning_rate is not None and learning_rate <= 0:
+            raise ValueError(f"learning_rate={learning_rate} must be above 0.")
+        if optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer={optimizer!r} is unknown; choose sgd or adamw.")
+        if schedule not in ("one_cycle", "cosine", "constant"):
+            raise ValueError(f"schedule={schedule!r} is unknown; choose one_cycle, cosine or constant.")
+        self.save_hyperparameters(ignore=["network"])
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.clean_accuracy = CleanAccuracy()
+        self._epoch_loss = torch.zeros(())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, K) for images (B, C, H, W) in [0, 1]."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch by its number."""
+        torch.manual_seed(self.hparams["seed"] * 1_000_003 + self.current_epoch * 1009 + self.global_rank)
+        self._epoch_loss = torch.zeros((), device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of (images, labels)."""
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        self._epoch_loss += loss.detach()
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean loss; stop before a checkpoint is written if it is not a number."""
+        loss = self._epoch_loss / self.trainer.num_training_batches
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"The loss became {loss.item()} in epoch {self.current_epoch + 1} ({self.phase}). The "
+                "checkpoint of the epoch before is kept. Lower the learning rate."
+            )
+        self.log(f"{self.phase}/loss", loss, sync_dist=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count the correctly classified images."""
+        images, labels = batch
+        self.clean_accuracy.update(self(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the share of correctly classified images."""
+        self.log(f"{self.watched}/clean_accuracy", self.clean_accuracy.compute())
+        self.clean_accuracy.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule, stepped after every batch."""
+        rate, decay = self.hparams["learning_rate"], self.hparams["weight_decay"]
+        if rate is None:
+            return None
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer: torch.optim.Optimizer
+        if self.hparams["optimizer"] == "adamw":
+            optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay)
+        else:
+            optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        scale = _SCHEDULES[self.hparams["schedule"]]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale(min(1.0, step / steps)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _one_cycle(done: float, warm_up: float = 0.25) -> float:
+    """Rise from a 25th to 1 in the first quarter, then fall to 0."""
+    if done < warm_up:
+        return 0.04 + 0.96 * done / warm_up
+    return _cosine((done - warm_up) / (1 - warm_up))
+
+
+_SCHEDULES = {"one_cycle": _one_cycle, "cosine": _cosine, "constant": lambda done: 1.0}

@@ -1,0 +1,170 @@
+"""A configuration becomes objects, all of them built and checked before any training."""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from torch import nn
+
+from finepruning.attacks import Attack
+from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
+from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier
+
+ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
+OUR_TRAINER_KEYS = ("threads", "channels_last")  # the others are Lightning's
+NO_TUNING = {"max_epochs": 0, "batch_size": 256}
+
+
+@dataclass(frozen=True)
+class Defense:
+    """The defender's module, its data, and the callbacks that act on them."""
+
+    module: Classifier
+    data: DefenderData
+    callbacks: list[Callback]
+    max_epochs: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of. ``network`` is the suspect, still untrained."""
+
+    packed: Packed
+    network: nn.Module
+    attacker: ImageSet
+    test: ImageSet
+    attack: Attack | None
+    defense: Defense | None
+
+
+def build(config: DictConfig | None, **more: Any) -> Any:
+    """Build what ``_target_`` names, from this package and Lightning only; None of an empty group.
+
+    Raises:
+        ValueError: If a target is not on the allow-list.
+    """
+    if not config:
+        return None
+    for target in _targets(OmegaConf.to_container(config)):
+        if not target.startswith(ALLOWED_TARGETS):
+            raise ValueError(
+                f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
+            )
+    return instantiate(config, _convert_="all", **more)
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [
+            target
+            for key, value in node.items()
+            for target in ([str(value)] if key == "_target_" else _targets(value))
+        ]
+    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []
+
+
+def build_parts(config: DictConfig) -> Parts:
+    """Build and check all parts of a run.
+
+    Raises:
+        ValueError: If a value is out of range or two parts do not fit each other.
+    """
+    torch.set_num_threads(config.trainer.threads)
+    packed = pack(build(config.dataset), Path(config.store_dir) / "data")
+    roles = split_roles(packed.train_labels, packed.classes, **config.defender, seed=config.seed)
+    train = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+    attacker = train.subset(roles.attacker)
+    mean, std = channel_statistics(attacker)
+    facts = {"image_shape": train.image_shape, "num_classes": len(packed.classes), "mean": mean, "std": std}
+    seed_everything(config.seed, verbose=False)
+    network = build(config.model, **facts)
+    attack = build(config.get("attack"))
+    if attack is not None:
+        attack.check(attacker, len(packed.classes))
+    return Parts(
+        packed=packed,
+        network=network,
+        attacker=attacker,
+        test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
+        attack=attack,
+        defense=_build_defense(config, build(config.model, **facts), train, roles.tuning, roles.validation),
+    )
+
+
+def _build_defense(
+    config: DictConfig, network: nn.Module, train: ImageSet, tuning: torch.Tensor, validation: torch.Tensor
+) -> Defense | None:
+    """Build the defense around a network that will get the suspect's weights."""
+    defense = config.get("defense")
+    if not defense:
+        return None
+    options: dict[str, Any] = dict(defense.get("tuning") or NO_TUNING)
+    max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
+    layers = [str(network.pruned_layer)] if defense.layers is None else list(defense.layers)
+    module_class = FinePrunedClassifier if max_epochs else PrunedClassifier
+    module = module_class(
+        network, layers, train.image_shape, channels_last=config.trainer.channels_last, **options
+    )
+    data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed)
+    callbacks = [build(callback) for callback in (defense.get("callbacks") or {}).values()]
+    return Defense(module, data, callbacks, max_epochs)
+
+
+def build_trainer(
+    config: DictConfig, directory: Path, loggers: list[Logger], callbacks: list[Callback], **changes: Any
+) -> Trainer:
+    """Build the trainer of one stage, with its metrics as CSV in ``directory``."""
+    terminal = sys.stdout.isatty()
+    trainer: Trainer = build(
+        OmegaConf.masked_copy(config.trainer, [key for key in config.trainer if key not in OUR_TRAINER_KEYS]),
+        callbacks=[*callbacks, RichProgressBar()] if terminal else callbacks,
+        logger=[CSVLogger(directory.parent, "", directory.name), *loggers],
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data modules share out batches themselves
+        log_every_n_steps=50,
+        **changes,
+    )
+    return trainer
+
+
+@contextmanager
+def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> Iterator[list[Logger]]:
+    """Give the loggers of a run beside CSV, and finish them in every case."""
+    if not config.get("logger"):
+        yield []
+        return
+    more: dict[str, Any] = {}
+    if config.logger["_target_"].endswith("WandbLogger"):
+        more = {
+            "name": about["name"],
+            "id": hashlib.sha256(str(place.resolve()).encode()).hexdigest()[
+                :16
+            ],  # a rerun goes on with the same run
+            "group": about["group"],
+            "job_type": about["defense"],
+            "tags": [about["dataset"], about["attack"], about["defense"]],
+            "save_dir": str(place),
+            "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        }
+    logger: Logger = build(config.logger, **more)
+    logger.log_hyperparams(
+        {key: about[key] for key in ("dataset", "model", "attack", "defense", "seed", "config")}
+    )
+    try:
+        yield [logger]
+    finally:
+        if isinstance(logger, WandbLogger):
+            wandb.finish()

@@ -1,0 +1,163 @@
+"""The stages of a run: train the suspect, defend it, score both. The store keeps what is trained."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+
+from finepruning.callbacks import PruneChannels
+from finepruning.data import AttackerData, DefenderData
+from finepruning.modules import BackdooredClassifier, Classifier, CleanClassifier
+from finepruning.pipeline.build import Defense, Parts, build_trainer
+from finepruning.pruning import Channel
+from finepruning.referee import Scores, score, score_steps
+from finepruning.store import WEIGHTS, Stage, Store, save_weights
+
+log = logging.getLogger(__name__)
+
+SUSPECT_KEYS = (
+    "model",
+    "attack",
+    "training",
+    "trainer",
+    "defender",
+    "seed",
+)  # what decides it, beside the data
+WATCHED = 512  # training images that the attacker scores after each epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration and parts, its folder and its loggers."""
+
+    config: DictConfig
+    parts: Parts
+    place: Path
+    loggers: list[Logger]
+
+    def outcome(self) -> dict[str, Any]:
+        """Return what the run found: scores, pruning steps, seconds and the keys of its stages."""
+        store = Store(Path(self.config.store_dir))
+        made_by = {key: self._plain.get(key) for key in SUSPECT_KEYS} | {
+            "data": self.parts.packed.fingerprint
+        }
+        stages = {"suspect": store.stage("suspect", made_by, self._train_suspect)}
+        network = stages["suspect"].load_into(self.parts.network)
+        start = time.perf_counter()
+        scores = {"suspect": score(network, self.parts.test, self.parts.attack, self._device)}
+        steps: list[dict[str, Any]] = []
+        if self.parts.defense is not None:
+            made_by["defense"] = self._plain["defense"]
+            defense = self.parts.defense
+            stages["suspect"].load_into(defense.module.network)
+            stages["defended"] = store.stage(
+                "defended", made_by, lambda directory: self._defend(defense, directory)
+            )
+            stages["suspect"].load_into(defense.module.network)
+            steps = self._score_curve(defense, stages["defended"])
+            defended = stages["defended"].load_into(defense.module.network)
+            scores["defended"] = score(defended, self.parts.test, self.parts.attack, self._device)
+        self._log(scores)
+        seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
+        return {
+            "status": "finished",
+            "scores": {
+                name: scores.get(name, scores["suspect"]).to_record() for name in ("suspect", "defended")
+            },
+            "dead": scores["suspect"].dead,
+            "pruning": steps,
+            "stages": {name: stage.key for name, stage in stages.items()},
+            "seconds": seconds | {"referee": time.perf_counter() - start},
+        }
+
+    def _train_suspect(self, directory: Path) -> Mapping[str, Any]:
+        """Train a network as its maker would, poisoned if there is an attack."""
+        log.info("Training the suspect network ...")
+        options = self._plain["training"] | {"channels_last": self.config.trainer.channels_last}
+        batch_size, seed = options.pop("batch_size"), options["seed"]
+        clean, attack = self.parts.attacker, self.parts.attack
+        watched = clean.subset(torch.arange(len(clean))[:: max(1, len(clean) // WATCHED)])
+        if attack is None:
+            module: Classifier = CleanClassifier(self.parts.network, **options)
+            data = AttackerData(clean, [watched], batch_size, seed)
+        else:
+            module = BackdooredClassifier(self.parts.network, **options)
+            data = AttackerData(attack.poison(clean), [watched, attack.targeted(watched)], batch_size, seed)
+        self._fit(module, data, [], directory)
+        return {}
+
+    def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:
+        """Prune and tune the suspect on the defender's clean images; return the curve as plain values."""
+        log.info("Defending it ...")
+        self._fit(defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs)
+        return next((c.state_dict() for c in defense.callbacks if isinstance(c, PruneChannels)), {})
+
+    def _fit(
+        self,
+        module: Classifier,
+        data: AttackerData | DefenderData,
+        callbacks: list[Callback],
+        directory: Path,
+        **changes: Any,
+    ) -> None:
+        """Fit from the last finished epoch that ``directory`` holds, then leave only the network there."""
+        last = directory / "last.ckpt"
+        checkpoint = ModelCheckpoint(
+            directory, "last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
+        logs = self.place / ("suspect" if isinstance(data, AttackerData) else "defended")
+        trainer = build_trainer(self.config, logs, self.loggers, [*callbacks, checkpoint], **changes)
+        trainer.fit(
+            module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
+        )
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        save_weights(module.network, directory / WEIGHTS)
+        last.unlink(missing_ok=True)
+
+    def _score_curve(self, defense: Defense, stage: Stage) -> list[dict[str, Any]]:
+        """Return the curve, the referee's scores beside the defender's own; empty without pruning."""
+        curve = stage.about["result"]
+        if not curve:
+            return []
+        order = [Channel(*channel) for channel in curve["order"]]
+        layers = list(dict.fromkeys(channel.layer for channel in order))
+        scores = score_steps(
+            defense.module.network, layers, order, self.parts.test, self.parts.attack, self._device
+        )
+        return [_step(number, curve, order, scores[number]) for number in range(len(scores))]
+
+    def _log(self, scores: Mapping[str, Scores]) -> None:
+        """Give the loggers the final scores."""
+        for logger in self.loggers:
+            for name, network in scores.items():
+                values = {key: rate.value for key, rate in vars(network).items() if rate is not None}
+                logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        return OmegaConf.to_container(self.config, resolve=True)  # type: ignore[return-value]
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.config.trainer.accelerator == "gpu" else "cpu"
+
+
+def _step(number: int, curve: Mapping[str, Any], order: list[Channel], scores: Scores) -> dict[str, Any]:
+    channel = order[number - 1]._asdict() if number else {"layer": None, "number": None}
+    rates = {name: rate and rate.value for name, rate in vars(scores).items()}
+    return {
+        "channels_pruned": number,
+        **channel,
+        "pruned": 0 < number <= curve["channels_pruned"],
+        "validation_accuracy": curve["hits"][number] / curve["total"],
+        **rates,
+    }

@@ -1,0 +1,102 @@
+"""Channel masks: a buffer that a layer's output is multiplied by.
+
+A mask acts after normalisation and nonlinearity, so a pruned channel is exactly zero whatever BatchNorm or a
+residual sum does before it. The layer keeps its name and its parameters' names; only ``<layer>.channel_mask``
+is new, so that weights saved without masks still fit and masks are saved with the network.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Masked:
+    """Mixed into a layer's own class; see :func:`add_mask`."""
+
+    channel_mask: Tensor
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = super().forward(*inputs)  # type: ignore[misc]
+        return output * self.channel_mask.view(-1, *[1] * (output.ndim - 2))
+
+
+@functools.cache
+def _masked_class(layer_class: Any) -> Any:
+    return type(f"Masked{layer_class.__name__}", (_Masked, layer_class), {})
+
+
+def add_mask(network: nn.Module, layer: str, channels: int) -> None:
+    """Let a layer's output pass through a mask that keeps every channel, unless it has one.
+
+    Args:
+        network: The network, changed in place.
+        layer: Name of the layer whose output is masked, as in ``network.named_modules()``.
+        channels: Channels of that output, dimension 1.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    module = find_layer(network, layer)
+    if not isinstance(module, _Masked):
+        module.register_buffer("channel_mask", torch.ones(channels))
+        layer_class: Any = module.__class__
+        module.__class__ = _masked_class(layer_class)
+
+
+def find_layer(network: nn.Module, layer: str) -> nn.Module:
+    """Return a layer by name; a ValueError lists the names if there is none."""
+    layers: dict[str, nn.Module] = {name: module for name, module in network.named_modules() if name}
+    if layer not in layers:
+        raise ValueError(
+            f"The network has no layer {layer!r}. Choose defense.layers among: {', '.join(layers)}."
+        )
+    return layers[layer]
+
+
+@torch.no_grad()
+def channel_count(network: nn.Module, layer: str, image_shape: Sequence[int]) -> int:
+    """Return how many channels a layer's output has for images of shape (C, H, W).
+
+    Raises:
+        ValueError: If there is no such layer, or its output has no channels.
+    """
+    shapes: list[torch.Size] = []
+    handle = find_layer(network, layer).register_forward_hook(
+        lambda _, __, output: shapes.append(output.shape)
+    )
+    training = network.training
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    try:
+        network.eval()(torch.zeros(1, *image_shape, device=device))
+    finally:
+        handle.remove()
+        network.train(training)
+    if not shapes or len(shapes[0]) < 2:
+        raise ValueError(
+            f"Layer {layer!r} has no channels that could be pruned. Choose another in defense.layers."
+        )
+    return int(shapes[0][1])
+
+
+def mask_of(network: nn.Module, layer: str) -> Tensor:
+    """Return the mask (channels,) of a masked layer: 1 where a channel is kept, 0 where it is pruned."""
+    return network.get_buffer(f"{layer}.channel_mask")
+
+
+def set_pruned(network: nn.Module, layer: str, channels: Iterable[int]) -> None:
+    """Prune exactly ``channels`` of a masked layer, in place; all others are kept."""
+    mask = mask_of(network, layer)
+    mask.fill_(1.0)
+    mask[list(channels)] = 0.0
+
+
+def pruned_channels(network: nn.Module) -> dict[str, list[int]]:
+    """Return the pruned channels of each masked layer, ascending."""
+    return {
+        name: (module.channel_mask == 0).nonzero().squeeze(1).tolist()
+        for name, module in network.named_modules()
+        if isinstance(module, _Masked)
+    }

@@ -1,0 +1,82 @@
+"""What a run leaves behind: one JSON file, written once. Tables, W&B and the dashboard are made from it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+FILE = "record.json"
+PACKAGES = ("finepruning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
+
+
+def write(directory: Path, record: Mapping[str, Any]) -> None:
+    """Write ``record.json`` beside its place, then rename, so that it is there whole or not at all."""
+    partial = directory / f".{FILE}.{os.getpid()}"
+    with partial.open("w") as file:
+        json.dump({"schema": SCHEMA, **record}, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(directory / FILE)
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """Return the record of a run's folder; None when there is none."""
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record["schema"] > SCHEMA:
+            raise ValueError(
+                f"{path} is of schema {record['schema']}, this version reads up to {SCHEMA}. Update it."
+            )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete it to run again.") from error
+    return record
+
+
+def environment() -> dict[str, Any]:
+    """Return where a run happens: commit, versions, hardware."""
+    import torch  # here, so that reading records never loads it
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of this checkout, ``+changes`` if files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).parent.parent
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory that this process had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
