@@ -82,9 +82,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
-    warnings.filterwarnings(
-        "ignore", ".configure_optimizers. returned .None."
-    )  # pruning alone trains nothing
+    warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
 
 
@@ -175,11 +173,10 @@ def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> It
             dir=place,
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
         )
-    logger: Logger = build(config.logger, **({"experiment": tracked} if tracked else {}))
-    logger.log_hyperparams(
-        {key: about[key] for key in ("dataset", "model", "attack", "defense", "seed", "config")}
-    )
     try:
+        logger: Logger = build(config.logger, **({"experiment": tracked} if tracked else {}))
+        shown = ("dataset", "model", "attack", "defense", "seed", "config")
+        logger.log_hyperparams({key: about[key] for key in shown})
         yield [logger]
     finally:
         if tracked:
