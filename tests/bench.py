@@ -1,7 +1,7 @@
 """Benchmarks: ``python -m tests.bench [PREFIX]`` prints one line per figure, ``name value``.
 
-Each ``bench_*.py`` beside this file has ``FIGURES``: a name for each function that measures. Ratios are measured in
-one run, both sides in turns, since machines are noisy.
+Each ``bench_*.py`` beside this file has ``FIGURES``: a name for each function that measures. Ratios are
+measured in one run, both sides in turns, since machines are noisy.
 """
 
 import importlib

@@ -19,7 +19,7 @@ from tests.conftest import QUICK, ROOT, run_here
 RunHere = Callable[..., dict[str, Any]]
 
 REFUSED = {
-    "attack.target_label=10": r"Target label 10 is not one of the 10 classes 0\.\.9\. Change attack\.target_label\.",
+    "attack.target_label=10": r"Target label 10 is not one of the 10 classes 0\.\.9\. Change attack\.target",
     "attack.target_label=-1": r"Target label -1 is not one of the 10 classes",
     "attack.trigger.size=17": r"A 17x17 pixel patch does not fit a 16x16 image\. Lower attack\.trigger\.size",
     "attack.trigger.value=1.5": r"Brightness 1\.5 is outside \[0, 1\]\. Change attack\.trigger\.value",
@@ -35,7 +35,7 @@ REFUSED = {
     "defender.validation_share=0": r"defender\.validation_share=0 leaves one side without an image",
     "defense.max_drop=1.5": r"max_drop=1\.5 is outside \[0, 1\]",
     "defense.max_drop=-0.1": r"max_drop=-0\.1 is outside \[0, 1\]",
-    "defense.layers=[features.conv9]": r"no layer 'features\.conv9'\. .*among: .*features\.conv3.*features\.pool3",
+    "defense.layers=[features.conv9]": r"no layer 'features\.conv9'\. .*among: .*features\.conv3.*pool3",
     "defense.tuning.learning_rate=0": r"learning_rate=0 must be above 0",
     "defense.tuning.optimizer=adam": r"optimizer='adam' is unknown; choose sgd or adamw",
     "training.schedule=step": r"schedule='step' is unknown; choose one_cycle, cosine or constant",

@@ -153,7 +153,7 @@ def test_pruning_refuses_other_data_than_the_defenders(digits: ImageSet, tmp_pat
 
 
 def test_pruning_refuses_a_network_without_masks(digits: ImageSet, tmp_path: Path) -> None:
-    module, data, _ = build(CleanClassifier, digits)
+    module, _, _ = build(CleanClassifier, digits)
     _, defender, callbacks = build(PrunedClassifier, digits)
     with pytest.raises(TypeError, match="PruneChannels needs a PrunedClassifier, not a CleanClassifier"):
         fit(module, defender, callbacks, tmp_path, epochs=1, stop=1)
