@@ -1,5 +1,7 @@
 """Lightning modules: each resumes from a checkpoint that holds plain values only."""
 
+import functools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return ImageSet.whole(packed.train, packed.train_labels, packed.signal)
 
 
-def network() -> DigitsCNN:
+@functools.cache
+def learned() -> dict[str, torch.Tensor]:
+    """Return the weights of a network that knows the digits, so that pruning it costs accuracy."""
+    with tempfile.TemporaryDirectory() as folder:
+        packed = pack(Digits(size=16), Path(folder))
+        images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+        module, data, _ = build(CleanClassifier, images)
+        fit(module, data, [], Path(folder), epochs=8, stop=8)
+    return module.network.state_dict()
+
+
+def network(weights: dict[str, torch.Tensor] | None = None) -> DigitsCNN:
     seed_everything(0, verbose=False)
-    return DigitsCNN(SHAPE, 10, [0.3], [0.3], width=4)
+    result = DigitsCNN(SHAPE, 10, [0.3], [0.3], width=4)
+    if weights:
+        result.load_state_dict(weights)
+    return result
 
 
 def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, list[Any]]:
@@ -44,7 +60,7 @@ def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, li
     defender = DefenderData(digits.subset(roles.tuning), digits.subset(roles.validation), 64, 1)
     clean = digits.subset(roles.attacker)
     if issubclass(kind, PrunedClassifier):
-        return kind(network(), [LAYER], SHAPE, **TRAINING), defender, [PruneChannels(0.01)]
+        return kind(network(learned()), [LAYER], SHAPE, **TRAINING), defender, [PruneChannels(0.1)]
     if issubclass(kind, BackdooredClassifier):
         attack = Attack(PatchTrigger(2, 1.0), 0.1, target_label=0)
         return (
