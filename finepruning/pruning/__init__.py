@@ -12,6 +12,7 @@ from finepruning.pruning.ranking import (
     random_scores,
     weight_norms,
 )
+from finepruning.pruning.removal import remove_channels
 from finepruning.pruning.stop import PrunePoint, count_steps, prune_count, prune_rate, prune_until
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "prune_until",
     "pruned_channels",
     "random_scores",
+    "remove_channels",
     "remove_mask",
     "set_pruned",
     "step_predictions",

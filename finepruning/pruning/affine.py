@@ -128,9 +128,7 @@ def _part(
     return graph_module(tail, part)
 
 
-def _slopes(
-    value: Callable[..., Tensor], features: Sequence[Tensor], width: int
-) -> tuple[Tensor, ...]:
+def _slopes(value: Callable[..., Tensor], features: Sequence[Tensor], width: int) -> tuple[Tensor, ...]:
     """Return the derivatives of all ``width`` values, for each head (C, S, width)."""
     with torch.inference_mode(False), torch.enable_grad():
         origin = [torch.zeros_like(part[:1]).expand(width, *part.shape[1:]).clone() for part in features]

@@ -134,9 +134,7 @@ def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: T
     _predict_in_full(cut, batch, close, predictions)
 
 
-def _one_by_one(
-    cut: Cut, values: Sequence[Any], order: Sequence[Channel], by_image: bool
-) -> Tensor:
+def _one_by_one(cut: Cut, values: Sequence[Any], order: Sequence[Channel], by_image: bool) -> Tensor:
     """Run the tail step by step, where a pruned layer follows another or a value belongs to no image."""
     features = {layer: values[place].clone() for place, layer in enumerate(cut.first)}
     crossing = values[len(cut.first) :]

@@ -56,7 +56,9 @@ def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
     tracer = Tracer()
     try:
         graph = tracer.trace(network.eval())
-    except Exception as error:  # whatever a stranger's forward raises when it meets symbols instead of tensors
+    except (
+        Exception
+    ) as error:  # whatever a stranger's forward raises when it meets symbols instead of tensors
         return hooked_cut(network, layers, f"{type(error).__name__}: {error}".splitlines()[0])
     if any(layer not in tracer.outputs for layer in layers):
         return hooked_cut(network, layers, "a pruned layer lies inside a layer that is traced as one")
@@ -95,9 +97,7 @@ def _before(network: nn.Module, graph: fx.Graph, after: set[fx.Node], outputs: l
     return graph_module(network, part)
 
 
-def _after(
-    network: nn.Module, graph: fx.Graph, after: set[fx.Node], inputs: list[fx.Node]
-) -> fx.GraphModule:
+def _after(network: nn.Module, graph: fx.Graph, after: set[fx.Node], inputs: list[fx.Node]) -> fx.GraphModule:
     part = fx.Graph()
     copies = {node: part.placeholder(node.name) for node in inputs}
     for node in graph.nodes:

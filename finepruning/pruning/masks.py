@@ -20,7 +20,9 @@ class _Masked:
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         output: Tensor = super().forward(*inputs, **options)  # type: ignore[misc]
-        return (output.transpose(1, -1) * self.channel_mask).transpose(1, -1)  # no shape asked: fx can trace it
+        return (output.transpose(1, -1) * self.channel_mask).transpose(
+            1, -1
+        )  # no shape asked: fx can trace it
 
 
 @functools.cache

@@ -84,7 +84,8 @@ def random_scores(channels: Mapping[str, int], seed: int) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     return {
-        layer: torch.rand(count, dtype=torch.float64, generator=generator) for layer, count in channels.items()
+        layer: torch.rand(count, dtype=torch.float64, generator=generator)
+        for layer, count in channels.items()
     }
 
 
@@ -132,9 +133,13 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
                 f"No convolution or linear layer that makes the channels of {layer!r} was found. Set "
                 "defense.order to activation."
             )
-        norms[layer] = torch.stack(
-            [maker.weight.double().abs().flatten(1).sum(1) for maker in makers]  # type: ignore[operator, union-attr]
-        ).sum(0).cpu()
+        norms[layer] = (
+            torch.stack(
+                [maker.weight.double().abs().flatten(1).sum(1) for maker in makers]  # type: ignore[operator, union-attr]
+            )
+            .sum(0)
+            .cpu()
+        )
     return norms
 
 
