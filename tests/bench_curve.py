@@ -127,7 +127,7 @@ def _median_ratio(numerator: Callable[[], None], denominator: Callable[[], None]
 def _naive_over_ours() -> float:
     torch.manual_seed(0)
     images = torch.rand(BATCH, 3, 32, 32)
-    layer, steps = "12", 20
+    layer, steps = "15", 20
     network, order = _ready(sign_cnn(), layer, images[:64])
     add_mask(network, layer, channel_count(network, layer, (3, 32, 32)))
 
@@ -146,8 +146,8 @@ def _naive_over_ours() -> float:
 
 FIGURES: dict[str, Callable[[], float]] = {
     "curve.preact_resnet18.over_one_pass": lambda: _over_one_pass(preact_resnet18, "9", (3, 32, 32), 1),
-    "curve.sign_cnn.over_one_pass": lambda: _over_one_pass(sign_cnn, "12", (3, 32, 32), 8),
+    "curve.sign_cnn.over_one_pass": lambda: _over_one_pass(sign_cnn, "15", (3, 32, 32), 4),
     "curve.deepid.over_one_pass": lambda: _over_one_pass(DeepID, "features.8", (3, 55, 47), 4),
-    "curve.middle_layer.over_one_pass": lambda: _over_one_pass(sign_cnn, "9", (3, 32, 32), 1),
+    "curve.middle_layer.over_one_pass": lambda: _over_one_pass(sign_cnn, "11", (3, 32, 32), 1),
     "curve.sign_cnn.naive_over_ours": _naive_over_ours,
 }

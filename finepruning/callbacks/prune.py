@@ -69,14 +69,14 @@ class PruneChannels(Callback):
         given = [name for name, limit in limits.items() if limit is not None]
         if len(given) != 1:
             raise ValueError(
-                f"{' and '.join(given) or 'No limit'} given; exactly one says how far pruning goes. Set one of "
-                "defense.max_drop, defense.prune_rate and defense.prune_count and the others to null."
+                f"{' and '.join(given) or 'No limit'} given; exactly one says how far pruning goes. Set "
+                "one of defense.max_drop, defense.prune_rate and defense.prune_count and the others to null."
             )
         for name in ("max_drop", "prune_rate"):
             value = limits[name]
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(
-                    f"{name}={value} is outside [0, 1]. It is a fraction: defense.{name}=0.04 is four percent."
+                    f"{name}={value} is outside [0, 1]. It is a fraction: defense.{name}=0.04 is 4 %."
                 )
         if prune_count is not None and prune_count < 0:
             raise ValueError(f"prune_count={prune_count} is below 0. Set defense.prune_count to 0 or more.")

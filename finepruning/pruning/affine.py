@@ -12,6 +12,7 @@ from finepruning.pruning.graph import adds, graph_module
 from finepruning.pruning.masks import plain_class
 
 LARGEST_SLOPES = 2**24  # numbers; 64 MB of float32
+LARGEST_WIDTH = 2048  # values; slopes are found by running the affine part once for each of them
 
 _LAYERS = {
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
@@ -66,7 +67,10 @@ def affine_tail(cut: Cut, features: Sequence[Tensor]) -> AffineTail | None:
     def value(*parts: Tensor) -> Tensor:
         return torch.cat([output.flatten(1) for output in front(*parts)], dim=1)
 
-    if sum(widths) * sum(part[0].numel() for part in features) > LARGEST_SLOPES:
+    if (
+        sum(widths) > LARGEST_WIDTH
+        or sum(widths) * sum(part[0].numel() for part in features) > LARGEST_SLOPES
+    ):
         return None
     others = [node for node in graph.nodes if node not in affine and node not in shapes]
     back = _part(cut.tail, [*border, *crossing], others, None)
@@ -96,9 +100,9 @@ def _affine_nodes(tail: fx.GraphModule, heads: Sequence[fx.Node]) -> tuple[set[f
 
 
 def _asks_for_shape(node: fx.Node) -> bool:
-    return (node.op == "call_method" and node.target == "size") or (
-        node.op == "call_function" and node.target is getattr and node.args[1] == "shape"
-    )
+    if node.op == "call_function":
+        return node.target is getattr and str(node.args[1]) == "shape"
+    return node.op == "call_method" and node.target == "size"
 
 
 def _is_affine(tail: fx.GraphModule, node: fx.Node, affine: set[fx.Node]) -> bool:

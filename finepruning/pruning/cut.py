@@ -40,7 +40,7 @@ class Cut:
 def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
     """Cut a network at one or several layers; where one follows another, at the one that comes first.
 
-    A network that cannot be traced is cut by a hook instead: correct, but the whole network runs at each step.
+    A network that cannot be traced is cut by a hook: correct, but all of it runs again at each step.
 
     Args:
         network: The network; it is put in evaluation mode.

@@ -21,7 +21,7 @@ class GoodNet(nn.Module):
     def __init__(self, suspect: nn.Module, repaired: nn.Module) -> None:
         if suspect is repaired:
             raise ValueError(
-                "suspect and repaired are one network and always agree. Repair a copy: copy.deepcopy(suspect)."
+                "suspect and repaired are one network and always agree. Repair copy.deepcopy(suspect)."
             )
         super().__init__()
         self.suspect = suspect

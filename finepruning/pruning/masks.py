@@ -45,8 +45,8 @@ def add_mask(network: nn.Module, layer: str, channels: int) -> None:
     if not isinstance(module, _Masked):
         device = next((tensor.device for tensor in network.parameters()), None)
         module.register_buffer("channel_mask", torch.ones(channels, device=device))
-        layer_class: Any = module.__class__
-        module.__class__ = _masked_class(layer_class)
+        kind: Any = module.__class__
+        module.__class__ = _masked_class(kind)
 
 
 def remove_mask(network: nn.Module, layer: str) -> None:
@@ -54,7 +54,8 @@ def remove_mask(network: nn.Module, layer: str) -> None:
     module = find_layer(network, layer)
     if isinstance(module, _Masked):
         del module.channel_mask
-        module.__class__ = plain_class(module)
+        kind: Any = plain_class(module)
+        module.__class__ = kind
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:

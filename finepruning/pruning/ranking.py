@@ -123,8 +123,8 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
         nodes = tracer.outputs.get(layer, [])
         if len(nodes) != 1:
             raise ValueError(
-                f"Layer {layer!r} runs {len(nodes)} times in a pass; exactly one is needed. Choose another in "
-                "defense.layers."
+                f"Layer {layer!r} runs {len(nodes)} times in a pass; exactly one is needed. Choose "
+                "another in defense.layers."
             )
         makers = _makers(network, nodes[0])
         widths = {len(maker.weight) for maker in makers}  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
             )
         norms[layer] = (
             torch.stack(
-                [maker.weight.double().abs().flatten(1).sum(1) for maker in makers]  # type: ignore[operator, union-attr]
+                [maker.weight.double().abs().flatten(1).sum(1) for maker in makers]  # type: ignore[operator]
             )
             .sum(0)
             .cpu()
@@ -187,8 +187,8 @@ def prune_order(
     for place, (layer, values) in enumerate(scores.items()):
         if values.isnan().any():
             raise ValueError(
-                f"Channel {int(values.isnan().nonzero()[0])} of layer {layer!r} has no score (NaN): the network "
-                "does not give finite values there and cannot be ranked."
+                f"Channel {int(values.isnan().nonzero()[0])} of layer {layer!r} has no score (NaN): the "
+                "network does not give finite values there and cannot be ranked."
             )
         order = torch.argsort(values, descending=descending, stable=True).tolist()
         for rank, number in enumerate(order):

@@ -129,12 +129,12 @@ def _keep_outputs(layer: nn.Module | None, kept: Tensor) -> None:
 
 def _keep_inputs(layer: nn.Module | None, kept: Tensor, channels: int) -> None:
     """Keep the inputs of a convolution or linear layer that belong to some channels, in place."""
-    weight = layer.weight  # type: ignore[union-attr]
-    by_channel = weight.unflatten(1, (channels, -1))  # a flattened channel is several features
-    _replace(layer, "weight", by_channel[:, kept].flatten(1, 2))
+    by_channel = getattr(layer, "weight").unflatten(1, (channels, -1))  # noqa: B009
+    weight = by_channel[:, kept].flatten(1, 2)  # a flattened channel is several features
+    _replace(layer, "weight", weight)
     for name in ("in_channels", "in_features"):
         if hasattr(layer, name):
-            setattr(layer, name, layer.weight.shape[1])  # type: ignore[union-attr]
+            setattr(layer, name, weight.shape[1])
 
 
 def _replace(layer: nn.Module | None, name: str, values: Tensor) -> None:
