@@ -1,50 +1,91 @@
 """Pruning as a callback."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 
 from finepruning.data.loaders import DefenderData
-from finepruning.metrics import clean_hits
 from finepruning.modules.states import PrunedClassifier
 from finepruning.pruning import (
     Channel,
     PrunePoint,
     count_steps,
-    cut_at,
     mean_activations,
+    prune_count,
     prune_order,
+    prune_rate,
     prune_until,
+    random_scores,
     set_pruned,
-    step_predictions,
+    validation_curve,
+    weight_norms,
 )
+from finepruning.pruning.masks import mask_of
 
 BATCH_SIZE = 256
 
 
 class PruneChannels(Callback):
-    """Prune dormant channels once, before the first step of a fit.
+    """Prune channels once, before the first step of a fit.
 
     Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 4.1: channels go in ascending order of
         their mean activation on clean validation images. Deviation: pruning ends before the step that would
         cost too much.
 
-    A fit that is resumed finds its masks restored and does not prune again.
+    A fit that is resumed finds its masks restored and does not prune again. Exactly one of ``max_drop``,
+    ``prune_rate`` and ``prune_count`` says how far pruning goes.
 
     Args:
+        order: Which channels go first: ``"activation"`` (dormant ones), ``"descending"`` (the most active, as
+            the pruning lab's handout has it), ``"l1"`` (smallest weights) or ``"random"`` (a control).
+        joint: How several layers share the order: ``"each"`` in turns, ``"common"`` by score.
+        order_seed: Seed of the random order.
         max_drop: Largest allowed loss of accuracy on the defender's validation images, in [0, 1].
+        prune_rate: Share of the channels that go, in [0, 1].
+        prune_count: Channels that go, at least 0.
 
     Raises:
-        ValueError: If ``max_drop`` is out of range.
+        ValueError: If a value is out of range, or not exactly one of the last three is given.
     """
 
-    def __init__(self, max_drop: float) -> None:
-        if not 0 <= max_drop <= 1:
+    def __init__(
+        self,
+        order: Literal["activation", "descending", "l1", "random"] = "activation",
+        joint: Literal["each", "common"] = "each",
+        order_seed: int = 0,
+        max_drop: float | None = None,
+        prune_rate: float | None = None,
+        prune_count: int | None = None,
+    ) -> None:
+        if order not in ("activation", "descending", "l1", "random"):
             raise ValueError(
-                f"max_drop={max_drop} is outside [0, 1]. It is a fraction: 0.04 allows four points."
+                f"order={order!r} is unknown. Set defense.order to activation, descending, l1 or random."
             )
+        if joint not in ("each", "common"):
+            raise ValueError(f"joint={joint!r} is unknown. Set defense.joint to each or common.")
+        limits = {"max_drop": max_drop, "prune_rate": prune_rate, "prune_count": prune_count}
+        given = [name for name, limit in limits.items() if limit is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{' and '.join(given) or 'No limit'} given; exactly one says how far pruning goes. Set "
+                "one of defense.max_drop, defense.prune_rate and defense.prune_count and the others to null."
+            )
+        for name in ("max_drop", "prune_rate"):
+            value = limits[name]
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(
+                    f"{name}={value} is outside [0, 1]. It is a fraction: defense.{name}=0.04 is 4 %."
+                )
+        if prune_count is not None and prune_count < 0:
+            raise ValueError(f"prune_count={prune_count} is below 0. Set defense.prune_count to 0 or more.")
+        self.ranking = order
+        self.joint = joint
+        self.order_seed = order_seed
         self.max_drop = max_drop
+        self.prune_rate = prune_rate
+        self.prune_count = prune_count
         self.curve: list[PrunePoint] = []
         self.channels_pruned = 0
 
@@ -57,19 +98,33 @@ class PruneChannels(Callback):
         if not isinstance(trainer.datamodule, DefenderData):  # type: ignore[attr-defined]
             raise TypeError("PruneChannels sees the defender's images only: give Trainer.fit a DefenderData.")
         validation = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
-        network = pl_module.network
+        network, layers = pl_module.network, pl_module.layers
         images_only = (images for images, _ in validation.batches(BATCH_SIZE, pl_module.device))
-        order = prune_order(mean_activations(network, pl_module.layers, images_only))
-        training = network.training
-        cut = cut_at(network, pl_module.layers)
-        hits = torch.zeros(len(order) + 1, dtype=torch.long, device=pl_module.device)
-        for images, labels in validation.batches(BATCH_SIZE, pl_module.device):
-            hits += clean_hits(step_predictions(cut, images, order), labels)[0]
-        network.train(training)
-        self.curve = count_steps(order, hits.tolist(), len(validation))
-        self.channels_pruned = prune_until(self.curve, self.max_drop)
-        for layer in pl_module.layers:
+        order = self.rank(network, layers, images_only)
+        self.curve = validation_curve(
+            network, layers, order, validation.batches(BATCH_SIZE, pl_module.device)
+        )
+        self.channels_pruned = self.stop(self.curve)
+        for layer in layers:
             set_pruned(network, layer, [c.number for c in order[: self.channels_pruned] if c.layer == layer])
+
+    def rank(self, network: nn.Module, layers: list[str], batches: Iterable[Tensor]) -> list[Channel]:
+        """Return the order in which the channels of masked layers go."""
+        if self.ranking == "l1":
+            scores = weight_norms(network, layers)
+        elif self.ranking == "random":
+            scores = random_scores({layer: len(mask_of(network, layer)) for layer in layers}, self.order_seed)
+        else:
+            scores = mean_activations(network, layers, batches)
+        return prune_order(scores, self.ranking == "descending", self.joint)
+
+    def stop(self, curve: list[PrunePoint]) -> int:
+        """Return how many channels go."""
+        if self.max_drop is not None:
+            return prune_until(curve, self.max_drop)
+        if self.prune_rate is not None:
+            return prune_rate(len(curve) - 1, self.prune_rate)
+        return prune_count(len(curve) - 1, self.prune_count or 0)
 
     @property
     def order(self) -> list[Channel]:

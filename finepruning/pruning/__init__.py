@@ -1,22 +1,42 @@
 """Pruning as functions: masks, order, curve, stop rule. Knows no attack, no Lightning, no test data."""
 
-from finepruning.pruning.curve import Cut, cut_at, step_predictions
-from finepruning.pruning.masks import add_mask, channel_count, pruned_channels, set_pruned
-from finepruning.pruning.ranking import Channel, mean_activations, prune_order
-from finepruning.pruning.stop import PrunePoint, count_steps, prune_until
+from finepruning.pruning.curve import prune_alone, step_predictions, validation_curve
+from finepruning.pruning.cut import Cut, cut_at
+from finepruning.pruning.goodnet import GoodNet
+from finepruning.pruning.masks import add_mask, channel_count, pruned_channels, remove_mask, set_pruned
+from finepruning.pruning.ranking import (
+    Channel,
+    activation_change,
+    mean_activations,
+    prune_order,
+    random_scores,
+    weight_norms,
+)
+from finepruning.pruning.removal import remove_channels
+from finepruning.pruning.stop import PrunePoint, count_steps, prune_count, prune_rate, prune_until
 
 __all__ = [
     "Channel",
     "Cut",
+    "GoodNet",
     "PrunePoint",
+    "activation_change",
     "add_mask",
     "channel_count",
     "count_steps",
     "cut_at",
     "mean_activations",
+    "prune_alone",
+    "prune_count",
     "prune_order",
+    "prune_rate",
     "prune_until",
     "pruned_channels",
+    "random_scores",
+    "remove_channels",
+    "remove_mask",
     "set_pruned",
     "step_predictions",
+    "validation_curve",
+    "weight_norms",
 ]

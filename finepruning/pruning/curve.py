@@ -1,115 +1,29 @@
 """Every step of pruning for about the price of one pass.
 
-The network is cut at the pruned layer. What lies before runs once per batch; only what follows is repeated
-for each step, and only for the images whose channel was awake: a channel that is zero on an image changes
-nothing there.
+What lies before the pruned layer runs once per batch. Of what follows only that is repeated which a step can
+change: images on which the channel was awake. Where the tail begins with something affine (pooling, a linear
+layer, a convolution) a step subtracts the channel's share of it; predictions too close to call after that
+are made again in full, so that the curve stays exact.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from finepruning.pruning.masks import find_layer, mask_of
-from finepruning.pruning.ranking import Channel
+from finepruning.metrics import clean_hits
+from finepruning.pruning.affine import AffineTail, affine_tail
+from finepruning.pruning.cut import Cut, cut_at, hooked_cut, is_faithful
+from finepruning.pruning.masks import mask_of
+from finepruning.pruning.ranking import Channel, mean_activations, prune_order
+from finepruning.pruning.stop import PrunePoint, count_steps
 
-
-@dataclass(frozen=True)
-class Cut:
-    """A network in two parts that share its weights.
-
-    Args:
-        network: The whole network.
-        first: The layers where it is cut, their outputs come first out of ``before``.
-        before: Images -> outputs of ``first``, then whatever else crosses the cut (skip connections).
-        after: What ``before`` gave -> logits.
-    """
-
-    network: nn.Module
-    first: tuple[str, ...]
-    before: Callable[[Tensor], tuple[Tensor, ...]]
-    after: Callable[..., Tensor]
-
-
-def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
-    """Cut a network at one or several layers; where one follows another, at the one that comes first.
-
-    Args:
-        network: The network; it is put in evaluation mode.
-        layers: Names of the layers.
-
-    Raises:
-        ValueError: If a layer does not exist, or runs more than once in a pass.
-    """
-    for layer in layers:
-        find_layer(network, layer)
-    graph = _Tracer(layers).trace(network.eval())
-    nodes = {node.target: node for node in graph.nodes if node.op == "call_module" and node.target in layers}
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    for layer in layers:
-        if calls.count(layer) != 1:
-            raise ValueError(
-                f"Layer {layer!r} runs {calls.count(layer)} times in a pass; pruning needs exactly one."
-            )
-    after: set[fx.Node] = set()
-    for node in graph.nodes:
-        if any(source in after or source in nodes.values() for source in node.all_input_nodes):
-            after.add(node)
-    first = tuple(layer for layer in layers if nodes[layer] not in after)
-    heads = [nodes[layer] for layer in first]
-    crossing = [
-        node
-        for node in graph.nodes
-        if node not in after
-        and node not in heads
-        and node.op != "get_attr"
-        and not after.isdisjoint(node.users)
-    ]
-    return Cut(
-        network,
-        first,
-        _before(network, graph, after, heads + crossing),
-        _after(network, graph, after, heads + crossing),
-    )
-
-
-class _Tracer(fx.Tracer):
-    """Keeps the pruned layers whole."""
-
-    def __init__(self, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name in self.layers or super().is_leaf_module(module, name)
-
-
-def _before(network: nn.Module, graph: fx.Graph, after: set[fx.Node], outputs: list[fx.Node]) -> Any:
-    part = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node not in after and node.op != "output":
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    part.output(tuple(copies[node] for node in outputs))
-    return _module(network, part)
-
-
-def _after(network: nn.Module, graph: fx.Graph, after: set[fx.Node], inputs: list[fx.Node]) -> Any:
-    part = fx.Graph()
-    copies = {node: part.placeholder(node.name) for node in inputs}
-    for node in graph.nodes:
-        if node in after or node.op == "get_attr":
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    return _module(network, part)
-
-
-def _module(network: nn.Module, part: fx.Graph) -> Any:
-    module = fx.GraphModule(network, part)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+TOO_CLOSE = 1e-4  # of the largest logit: 100 times what float32 rounding was seen to move
+TOO_CLOSE_TF32 = 1e-2  # the same where a GPU's convolutions round to ten bits
+CHUNK = 2**20  # numbers held at once beside the features; 4 MB of float32, about a cache
+PROBE = 4  # images that check a cut
 
 
 @torch.no_grad()
@@ -124,30 +38,207 @@ def step_predictions(cut: Cut, images: Tensor, order: Sequence[Channel]) -> Tens
     Returns:
         Predicted classes, shape (len(order) + 1, B).
     """
-    values = list(cut.before(images))
+    cut = _checked(cut, images)
+    values = cut.before(images)
+    by_image = all(isinstance(value, Tensor) and len(value) == len(images) for value in values)
+    if not cut.first or not by_image or any(channel.layer not in cut.first for channel in order):
+        return _one_by_one(cut, values, order, by_image)
+    batch = _Batch.of(cut, values, order)
+    predictions = torch.zeros_like(batch.changed, dtype=torch.long)
+    tail = _affine_tail(cut, batch)
+    if tail is None:
+        _predict_in_full(cut, batch, batch.changed, predictions)
+    else:
+        _predict_by_shares(cut, tail, batch, predictions)
+    steps = torch.arange(len(predictions), device=images.device)[:, None]
+    return predictions.gather(0, torch.where(batch.changed, steps, 0).cummax(0).values)
+
+
+def _by_channel(features: Tensor) -> Tensor:
+    """Return features (B, C, ...) as (B, C, S)."""
+    return features.reshape(*features.shape[:2], -1)
+
+
+class _Batch(NamedTuple):
+    """What crosses the cut for some images, and when which channel goes.
+
+    Args:
+        heads: Features of each pruned layer, (B, C, ...).
+        others: Whatever else crosses the cut, (B, ...) each.
+        places: (steps,) the place of each step's channel among all channels of all heads.
+        last_steps: For each head (C,) the last step at which a channel is still there.
+        changed: (steps + 1, B) whether a step changes anything in an image.
+    """
+
+    heads: tuple[Tensor, ...]
+    others: tuple[Tensor, ...]
+    places: Tensor
+    last_steps: tuple[Tensor, ...]
+    changed: Tensor
+
+    @classmethod
+    def of(cls, cut: Cut, values: Sequence[Tensor], order: Sequence[Channel]) -> "_Batch":
+        heads, others = tuple(values[: len(cut.first)]), tuple(values[len(cut.first) :])
+        widths = [head.shape[1] for head in heads]
+        starts = dict(zip(cut.first, itertools.accumulate(widths, initial=0), strict=False))
+        places = torch.tensor([starts[layer] + number for layer, number in order], dtype=torch.long)
+        last_steps = torch.full((sum(widths),), len(order)).index_put((places,), torch.arange(len(order)))
+        places, last_steps = places.to(heads[0].device), last_steps.to(heads[0].device)
+        awake = torch.cat([(_by_channel(head) != 0).any(2) for head in heads], dim=1)
+        changed = torch.cat([torch.ones_like(awake[:, :1]), awake[:, places]], dim=1).T
+        return cls(heads, others, places, last_steps.split(widths), changed)
+
+    def rows(self, images: Tensor, steps: Tensor) -> list[Tensor]:
+        """Return a copy of what crosses the cut for some images (N,), each at a step (N,) of its own."""
+        kept = [(last[None, :] >= steps[:, None]) for last in self.last_steps]
+        heads = [
+            head[images].mul_(keep.view(*keep.shape, *[1] * (head.ndim - 2)))
+            for head, keep in zip(self.heads, kept, strict=True)
+        ]
+        return [*heads, *(other[images] for other in self.others)]
+
+
+def _predict_in_full(cut: Cut, batch: _Batch, wanted: Tensor, predictions: Tensor) -> None:
+    """Run the whole tail for the wanted (steps + 1, B) pairs, as many at once as there are images."""
+    for pairs in wanted.nonzero().split(len(wanted[0])):
+        steps, images = pairs.unbind(1)
+        predictions[steps, images] = cut.after(*batch.rows(images, steps)).argmax(-1)
+
+
+def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: Tensor) -> None:
+    """Subtract channel by channel from what the affine part gives, run the rest for all steps together."""
+    steps = len(batch.places)
+    close = torch.zeros_like(batch.changed)
+    backwards = batch.places.flip(0)
+    width = tail.slopes[0].shape[2]
+    tolerance = TOO_CLOSE_TF32 if predictions.is_cuda and torch.backends.cudnn.allow_tf32 else TOO_CLOSE
+    for images in torch.arange(predictions.shape[1], device=predictions.device).split(
+        max(1, CHUNK // ((steps + 1) * width))
+    ):
+        end = batch.rows(images, torch.full_like(images, steps))[: len(batch.heads)]
+        shares = [
+            torch.bmm(_by_channel(head[images]).transpose(0, 1), slope)
+            for head, slope in zip(batch.heads, tail.slopes, strict=True)
+        ]
+        states = torch.cat([tail.value(*end)[None], torch.cat(shares)[backwards]])
+        states.cumsum_(0)  # row r is the network before the last r channels went
+        changed = batch.changed[:, images].flip(0)
+        pairs = changed.nonzero()
+        for rows in pairs.split(max(len(images), CHUNK // width)):
+            back, which = rows.unbind(1)
+            logits = tail.rest(states[back, which], *(other[images[which]] for other in batch.others))
+            top, best = logits.max(-1)
+            scale = torch.maximum(top.abs(), logits.amin(-1).abs())
+            second = logits.scatter_(1, best[:, None], -torch.inf).amax(-1)
+            predictions[steps - back, images[which]] = best
+            close[steps - back, images[which]] = ~(top - second > tolerance * scale)
+    _predict_in_full(cut, batch, close, predictions)
+
+
+def _one_by_one(cut: Cut, values: Sequence[Any], order: Sequence[Channel], by_image: bool) -> Tensor:
+    """Run the tail step by step, where a pruned layer follows another or a value belongs to no image."""
     features = {layer: values[place].clone() for place, layer in enumerate(cut.first)}
     crossing = values[len(cut.first) :]
     masks = {layer: mask_of(cut.network, layer) for layer, _ in order if layer not in cut.first}
     unpruned = {layer: mask.clone() for layer, mask in masks.items()}
-    by_image = all(isinstance(value, Tensor) and len(value) == len(images) for value in crossing)
-    everyone = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    predictions = cut.after(*features.values(), *crossing).argmax(-1).expand(len(order) + 1, -1).clone()
+
+    def predict(some: Tensor | None = None) -> Tensor:
+        inputs = [
+            (value.clone() if some is None else value[some]) if isinstance(value, Tensor) else value
+            for value in (*features.values(), *crossing)
+        ]
+        return cut.after(*inputs).argmax(-1)
+
+    steps = [predict()]
     try:
-        for step, (layer, number) in enumerate(order, start=1):
-            changed = everyone
+        for layer, number in order:
             if layer in masks:
                 masks[layer][number] = 0.0
+                steps.append(predict())
+                continue
+            channel = features[layer][:, number]
+            awake = channel.flatten(1).any(1) if channel.ndim > 1 else channel != 0
+            channel.zero_()
+            if by_image and not awake.all():
+                predictions = steps[-1].clone()
+                if awake.any():
+                    predictions[awake] = predict(awake)
+                steps.append(predictions)
             else:
-                channel = features[layer][:, number]
-                changed = channel.reshape(len(images), -1).any(1) if by_image else everyone
-                channel.zero_()
-            predictions[step] = predictions[step - 1]
-            if changed.all():
-                predictions[step] = cut.after(*features.values(), *crossing).argmax(-1)
-            elif changed.any():
-                some = [value[changed] for value in (*features.values(), *crossing)]
-                predictions[step, changed] = cut.after(*some).argmax(-1)
+                steps.append(predict())
     finally:
         for layer, mask in masks.items():
             mask.copy_(unpruned[layer])
-    return predictions
+    return torch.stack(steps)
+
+
+def _checked(cut: Cut, images: Tensor) -> Cut:
+    """Return a cut that is known to give the network's own logits: this one, or one by a hook."""
+    if "checked" not in cut.cache:
+        faithful = is_faithful(cut, images[:PROBE])
+        reason = "its parts do not give its logits"
+        cut.cache["checked"] = cut if faithful else hooked_cut(cut.network, cut.layers, reason)
+    checked: Cut = cut.cache["checked"]
+    return checked
+
+
+def _affine_tail(cut: Cut, batch: _Batch) -> AffineTail | None:
+    """Return the affine part of the tail, once it was seen to give the tail's own logits."""
+    if "affine" not in cut.cache:
+        some = torch.arange(min(PROBE, len(batch.heads[0])), device=batch.changed.device)
+        values = batch.rows(some, torch.zeros_like(some))
+        heads, others = values[: len(batch.heads)], values[len(batch.heads) :]
+        tail = affine_tail(cut, heads) if heads[0].dtype == torch.float32 else None
+        if tail is not None:
+            total = tail.value(*(torch.zeros_like(head) for head in heads))
+            for head, slope in zip(heads, tail.slopes, strict=True):
+                total += head.flatten(1) @ slope.flatten(0, 1)
+            logits, whole = tail.rest(total, *others), cut.after(*heads, *others)
+            if not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+                tail = None
+        cut.cache["affine"] = tail
+    known: AffineTail | None = cut.cache["affine"]
+    return known
+
+
+def validation_curve(
+    network: nn.Module,
+    layers: Sequence[str],
+    order: Sequence[Channel],
+    batches: Iterable[tuple[Tensor, Tensor]],
+) -> list[PrunePoint]:
+    """Return the accuracy before the first and after each channel of ``order`` is pruned.
+
+    Args:
+        network: The network; its mode is as before afterwards.
+        layers: Names of the layers that ``order`` names; masked layers if one follows another.
+        order: Channels in the order in which they go.
+        batches: Images (B, C, H, W) and labels (B,) of the defender.
+    """
+    training = network.training
+    cut = cut_at(network, layers)
+    hits, total = torch.zeros(len(order) + 1, dtype=torch.long), 0
+    try:
+        for images, labels in batches:
+            hits += clean_hits(step_predictions(cut, images, order), labels)[0].cpu()
+            total += len(labels)
+    finally:
+        network.train(training)
+    return count_steps(order, hits.tolist(), total)
+
+
+def prune_alone(
+    network: nn.Module, layers: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, list[PrunePoint]]:
+    """Return the curve of each layer, pruned alone in ascending activation: which layer can spare what.
+
+    Args:
+        network: The network; its mode is as before afterwards.
+        layers: Names of the layers.
+        batches: Images (B, C, H, W) and labels (B,) of the defender; gone through once for each layer.
+    """
+    activations = mean_activations(network, layers, (images for images, _ in batches))
+    return {
+        layer: validation_curve(network, [layer], prune_order({layer: activations[layer]}), batches)
+        for layer in layers
+    }

@@ -18,9 +18,11 @@ class _Masked:
 
     channel_mask: Tensor
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = super().forward(*inputs)  # type: ignore[misc]
-        return output * self.channel_mask.view(-1, *[1] * (output.ndim - 2))
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        output: Tensor = super().forward(*inputs, **options)  # type: ignore[misc]
+        return (output.transpose(1, -1) * self.channel_mask).transpose(
+            1, -1
+        )  # no shape asked: fx can trace it
 
 
 @functools.cache
@@ -41,9 +43,24 @@ def add_mask(network: nn.Module, layer: str, channels: int) -> None:
     """
     module = find_layer(network, layer)
     if not isinstance(module, _Masked):
-        module.register_buffer("channel_mask", torch.ones(channels))
-        layer_class: Any = module.__class__
-        module.__class__ = _masked_class(layer_class)
+        device = next((tensor.device for tensor in network.parameters()), None)
+        module.register_buffer("channel_mask", torch.ones(channels, device=device))
+        kind: Any = module.__class__
+        module.__class__ = _masked_class(kind)
+
+
+def remove_mask(network: nn.Module, layer: str) -> None:
+    """Take a layer's mask off, in place; a layer without one stays as it is."""
+    module = find_layer(network, layer)
+    if isinstance(module, _Masked):
+        del module.channel_mask
+        kind: Any = plain_class(module)
+        module.__class__ = kind
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module has without its mask."""
+    return module.__class__.__mro__[2] if isinstance(module, _Masked) else module.__class__
 
 
 def find_layer(network: nn.Module, layer: str) -> nn.Module:
@@ -63,10 +80,8 @@ def channel_count(network: nn.Module, layer: str, image_shape: Sequence[int]) ->
     Raises:
         ValueError: If there is no such layer, or its output has no channels.
     """
-    shapes: list[torch.Size] = []
-    handle = find_layer(network, layer).register_forward_hook(
-        lambda _, __, output: shapes.append(output.shape)
-    )
+    outputs: list[object] = []
+    handle = find_layer(network, layer).register_forward_hook(lambda _, __, output: outputs.append(output))
     training = network.training
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     try:
@@ -74,16 +89,24 @@ def channel_count(network: nn.Module, layer: str, image_shape: Sequence[int]) ->
     finally:
         handle.remove()
         network.train(training)
-    if not shapes or len(shapes[0]) < 2:
+    output = outputs[0] if outputs else None
+    if not isinstance(output, Tensor) or output.ndim < 2:
         raise ValueError(
             f"Layer {layer!r} has no channels that could be pruned. Choose another in defense.layers."
         )
-    return int(shapes[0][1])
+    return output.shape[1]
 
 
 def mask_of(network: nn.Module, layer: str) -> Tensor:
-    """Return the mask (channels,) of a masked layer: 1 where a channel is kept, 0 where it is pruned."""
-    return network.get_buffer(f"{layer}.channel_mask")
+    """Return the mask (channels,) of a masked layer: 1 where a channel is kept, 0 where it is pruned.
+
+    Raises:
+        ValueError: If there is no such layer, or it has no mask.
+    """
+    module = find_layer(network, layer)
+    if not isinstance(module, _Masked):
+        raise ValueError(f"Layer {layer!r} has no channel mask. Give it one with add_mask first.")
+    return module.channel_mask
 
 
 def set_pruned(network: nn.Module, layer: str, channels: Iterable[int]) -> None:

@@ -1,12 +1,13 @@
 """In which order channels go."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from finepruning.pruning.masks import find_layer
+from finepruning.pruning.graph import NORMS, Tracer, adds, layer_of, leaves_channels_apart
+from finepruning.pruning.masks import find_layer, plain_class
 
 
 class Channel(NamedTuple):
@@ -54,18 +55,144 @@ def mean_activations(
     return {layer: (totals[layer] / seen).cpu() for layer in layers}
 
 
-def prune_order(scores: Mapping[str, Tensor], descending: bool = False) -> list[Channel]:
+def activation_change(
+    network: nn.Module, layers: Sequence[str], clean: Iterable[Tensor], triggered: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """Return how much a trigger raises each channel's mean output: an oracle, since no defender has triggers.
+
+    Deviation: the published forms take the norm of the change in each image; this one has a sign.
+
+    Args:
+        network: The network, used in evaluation mode.
+        layers: Names of the layers.
+        clean: Images (B, C, H, W).
+        triggered: Images (B, C, H, W) with the trigger.
+
+    Returns:
+        A float64 tensor (channels,) for each layer; the backdoor's channels have the largest values.
+    """
+    before, after = (mean_activations(network, layers, images) for images in (clean, triggered))
+    return {layer: after[layer] - before[layer] for layer in layers}
+
+
+def random_scores(channels: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    """Return scores that say nothing: the control that every other order must beat.
+
+    Args:
+        channels: Channels of each layer.
+        seed: Seed of the scores.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        layer: torch.rand(count, dtype=torch.float64, generator=generator)
+        for layer, count in channels.items()
+    }
+
+
+@torch.no_grad()
+def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Return the L1 norm of the weights that make each channel of each layer.
+
+    They are looked for upstream of the layer: through normalisation, nonlinearity and pooling to the
+    convolution or linear layer that makes the channel. At a residual sum both branches count.
+
+    Args:
+        network: The network; its mode is as before afterwards.
+        layers: Names of the layers.
+
+    Returns:
+        A float64 tensor (channels,) for each layer.
+
+    Raises:
+        ValueError: If the weights cannot be found.
+    """
+    training = network.training
+    tracer = Tracer()
+    try:
+        tracer.trace(network.eval())
+    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        raise ValueError(
+            f"The weights of a channel cannot be found: the network cannot be traced ({error}). Set "
+            "defense.order to activation."
+        ) from error
+    finally:
+        network.train(training)
+    norms = {}
+    for layer in layers:
+        find_layer(network, layer)
+        nodes = tracer.outputs.get(layer, [])
+        if len(nodes) != 1:
+            raise ValueError(
+                f"Layer {layer!r} runs {len(nodes)} times in a pass; exactly one is needed. Choose "
+                "another in defense.layers."
+            )
+        makers = _makers(network, nodes[0])
+        widths = {len(maker.weight) for maker in makers}  # type: ignore[arg-type]
+        if len(widths) != 1:
+            raise ValueError(
+                f"No convolution or linear layer that makes the channels of {layer!r} was found. Set "
+                "defense.order to activation."
+            )
+        norms[layer] = (
+            torch.stack(
+                [maker.weight.double().abs().flatten(1).sum(1) for maker in makers]  # type: ignore[operator]
+            )
+            .sum(0)
+            .cpu()
+        )
+    return norms
+
+
+def _makers(network: nn.Module, node: fx.Node) -> list[nn.Module]:
+    """Return the convolutions or linear layers that make a node's channels; none if one is out of sight."""
+    found: dict[nn.Module, None] = {}
+    queue, seen = [node], {node}
+    while queue:
+        current = queue.pop()
+        layer = layer_of(network, current)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            found[layer] = None
+        elif (
+            adds(current)
+            or leaves_channels_apart(network, current)
+            or (layer is not None and plain_class(layer) in NORMS)
+        ):
+            sources = [source for source in current.all_input_nodes if source not in seen]
+            seen.update(sources)
+            queue += sources
+        else:
+            return []
+    return list(found)
+
+
+def prune_order(
+    scores: Mapping[str, Tensor], descending: bool = False, joint: Literal["each", "common"] = "each"
+) -> list[Channel]:
     """Return all channels, the first to prune first.
 
-    Within a layer the smallest score goes first, equal ones by index. Several layers take turns in proportion
-    to their width, since activations of different layers have no common scale.
+    Within a layer the smallest score goes first, equal ones by index.
 
     Args:
         scores: (channels,) a score for each channel of each layer.
         descending: Largest score first, as the handout of the pruning lab has it.
+        joint: How several layers share the order. ``"each"``: they take turns in proportion to their width,
+            for scores that have no common scale. ``"common"``: one order by score, equal ones by layer.
+
+    Raises:
+        ValueError: If ``joint`` is unknown, or a score is not a number.
     """
+    if joint not in ("each", "common"):
+        raise ValueError(f"joint={joint!r} is unknown. Set defense.joint to each or common.")
     queue: list[tuple[float, int, Channel]] = []
     for place, (layer, values) in enumerate(scores.items()):
+        if values.isnan().any():
+            raise ValueError(
+                f"Channel {int(values.isnan().nonzero()[0])} of layer {layer!r} has no score (NaN): the "
+                "network does not give finite values there and cannot be ranked."
+            )
         order = torch.argsort(values, descending=descending, stable=True).tolist()
-        queue += [((rank + 1) / len(order), place, Channel(layer, index)) for rank, index in enumerate(order)]
+        for rank, number in enumerate(order):
+            score = float(values[number]) * (-1 if descending else 1)
+            turn = (rank + 1) / len(order) if joint == "each" else score
+            queue.append((turn, place, Channel(layer, number)))
     return [channel for _, __, channel in sorted(queue, key=lambda entry: entry[:2])]

@@ -41,3 +41,30 @@ def prune_until(curve: Sequence[PrunePoint], max_drop: float) -> int:
     lost = max_drop * start.total + 1e-9  # in images; the margin is for the product's rounding
     kept = itertools.takewhile(lambda point: start.hits - point.validation.hits <= lost, curve)
     return max(point.channels_pruned for point in kept)
+
+
+def prune_rate(channels: int, rate: float) -> int:
+    """Return how many of ``channels`` a fixed share is, the nearest whole number; one half rounds up.
+
+    Args:
+        channels: Channels of all pruned layers together.
+        rate: Share of them that goes, in [0, 1].
+    """
+    return int(channels * rate + 0.5 + 1e-9)  # the margin is for the product's rounding
+
+
+def prune_count(channels: int, count: int) -> int:
+    """Return ``count``, once it is known that there are so many channels.
+
+    Args:
+        channels: Channels of all pruned layers together.
+        count: Channels that go, at least 0.
+
+    Raises:
+        ValueError: If there are fewer channels than that.
+    """
+    if count > channels:
+        raise ValueError(
+            f"prune_count={count}, but the layers have {channels} channels. Lower defense.prune_count."
+        )
+    return count

@@ -1,0 +1,80 @@
+"""A network as a graph of its operations."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from finepruning.pruning.masks import plain_class
+
+
+class Tracer(fx.Tracer):
+    """Writes down which node is the output of which layer, for containers of layers, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, list[fx.Node]] = {}
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Keep a layer of PyTorch whole, whether it has a mask or not."""
+        kind = plain_class(module)
+        return kind.__module__.startswith(("torch.nn", "torch.ao.nn")) and kind is not nn.Sequential
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace a call and note its output."""
+        output = super().call_module(m, forward, args, kwargs)
+        if isinstance(output, fx.Proxy):
+            self.outputs.setdefault(self.path_of_module(m), []).append(output.node)
+        return output
+
+
+def graph_module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return a graph as a module that shares the network's weights; what it does not use is left out."""
+    module = fx.GraphModule(network, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+ZERO_AT_ZERO = (  # nonlinearities with f(0) = 0, and dropout, in evaluation
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Tanh, nn.Softsign, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+)
+FUNCTIONS = frozenset(  # of the same kind
+    (
+        *(torch.relu, torch.tanh, functional.relu, functional.relu6, functional.leaky_relu, functional.elu),
+        *(functional.gelu, functional.silu, functional.hardswish, functional.dropout, functional.tanh),
+        *(functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.max_pool2d),
+    )
+)
+METHODS = frozenset({"relu", "relu_", "tanh", "contiguous", "clone"})
+
+
+def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
+    """Return the layer that a node calls; None if it calls none."""
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def leaves_channels_apart(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node acts on each channel by itself, and leaves a zero channel zero."""
+    layer = layer_of(network, node)
+    if layer is not None:
+        return plain_class(layer) in (*POOLS, *ZERO_AT_ZERO)
+    function = node.target if node.op == "call_function" else None
+    return function in FUNCTIONS or (node.op == "call_method" and node.target in METHODS)
+
+
+def adds(node: fx.Node) -> bool:
+    """Return whether a node is the sum of two others, as in a residual block."""
+    return node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
