@@ -56,9 +56,7 @@ def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
     tracer = Tracer()
     try:
         graph = tracer.trace(network.eval())
-    except (
-        Exception
-    ) as error:  # whatever a stranger's forward raises when it meets symbols instead of tensors
+    except Exception as error:  # a stranger's forward may raise anything when it meets symbols
         return hooked_cut(network, layers, f"{type(error).__name__}: {error}".splitlines()[0])
     if any(layer not in tracer.outputs for layer in layers):
         return hooked_cut(network, layers, "a pruned layer lies inside a layer that is traced as one")
