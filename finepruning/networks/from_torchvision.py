@@ -66,7 +66,7 @@ class TorchvisionClassifier(nn.Sequential):
         """
         if self.architecture.startswith("convnext"):
             return "model.classifier.0"  # LayerNorm, which would bring a channel of zeros back to life
-        children = [name for name, _ in self.model.named_children()]
+        children = [name for name, _ in self.get_submodule("model").named_children()]
         if not self.architecture.startswith("swin"):  # its "features" have their channels last
             for name in _LAST_LAYERS:
                 if name in children:
@@ -83,8 +83,8 @@ class TorchvisionClassifier(nn.Sequential):
         except (RuntimeError, ValueError, AssertionError) as error:
             height, width = image_shape[1:]
             raise ValueError(
-                f"{self.architecture} cannot read images of {height}x{width} pixels ({error}). Choose another "
-                "model.architecture, or larger images in dataset."
+                f"{self.architecture} cannot read images of {height}x{width} pixels ({error}). Choose "
+                "another model.architecture, or larger images in dataset."
             ) from error
         self.train()
 
