@@ -176,8 +176,8 @@ def gtsrb_over_bare_loop() -> float:
 def gtsrb_over_pil_loader() -> float:
     """The sign network on GTSRB, trained as we ship it, over the usual recipe at PyTorch's defaults.
 
-    The network is part of both sides. Theirs decodes, crops and converts image by image in two processes and
-    trains in float32 and in the default layout; ours reads a packed tensor and trains channels-last in bfloat16.
+    The network is part of both sides. Theirs decodes, crops and converts image by image in two processes, and
+    trains in float32 and the default layout; ours reads a packed tensor and trains channels-last in bfloat16.
     """
     loader = DataLoader(_sign_files(), BATCH_SIZE, shuffle=True, num_workers=WORKERS, drop_last=True)
     return _ratio(
