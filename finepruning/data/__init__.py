@@ -1,5 +1,6 @@
 """Data sets: one file a domain, packed once on disk, split into the three roles."""
 
+from finepruning.data.augment import Augment
 from finepruning.data.images import ImageSet, channel_statistics
 from finepruning.data.loaders import AttackerData, DefenderData
 from finepruning.data.packed import Packed, pack
@@ -7,6 +8,7 @@ from finepruning.data.splits import Roles, split_roles
 
 __all__ = [
     "AttackerData",
+    "Augment",
     "DefenderData",
     "ImageSet",
     "Packed",

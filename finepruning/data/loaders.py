@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from finepruning.data.images import ImageSet, RawBatch
@@ -59,12 +59,20 @@ class BatchRows(Sampler[Tensor]):
 class _Data(LightningDataModule):
     """Batches that are fetched by index and become images on the device."""
 
-    def __init__(self, training: ImageSet, validation: list[ImageSet], batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        training: ImageSet,
+        validation: list[ImageSet],
+        batch_size: int,
+        seed: int,
+        augment: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.training = training
         self.validation = validation
         self.batch_size = batch_size
         self.seed = seed
+        self.augment = augment
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
         """Return shuffled batches; the last, incomplete one of an epoch is left out."""
@@ -75,10 +83,11 @@ class _Data(LightningDataModule):
         return [self._loader(images, None) for images in self.validation]
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Make (images, labels) of a raw batch, on its device."""
-        training = self.trainer is not None and self.trainer.training
-        images = self.training if training else self.validation[dataloader_idx]
-        return images.to_images(batch), batch.labels
+        """Make (images, labels) of a raw batch, on its device: triggered, then changed by chance."""
+        if self.trainer is None or not self.trainer.training:
+            return self.validation[dataloader_idx].to_images(batch), batch.labels
+        images = self.training.to_images(batch)
+        return images if self.augment is None else self.augment(images), batch.labels
 
     def _loader(self, images: ImageSet, shuffle_seed: int | None) -> DataLoader[RawBatch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -94,10 +103,18 @@ class AttackerData(_Data):
         watched: Sets that are scored after each epoch.
         batch_size: Images of a batch, over all processes.
         seed: Seed of the batches' order.
+        augment: Changes training images by chance, after they are triggered.
     """
 
-    def __init__(self, training: ImageSet, watched: list[ImageSet], batch_size: int, seed: int) -> None:
-        super().__init__(training, watched, batch_size, seed)
+    def __init__(
+        self,
+        training: ImageSet,
+        watched: list[ImageSet],
+        batch_size: int,
+        seed: int,
+        augment: nn.Module | None = None,
+    ) -> None:
+        super().__init__(training, watched, batch_size, seed, augment)
 
 
 class DefenderData(_Data):
@@ -108,7 +125,15 @@ class DefenderData(_Data):
         validation: Images that decide.
         batch_size: Images of a batch, over all processes.
         seed: Seed of the batches' order.
+        augment: Changes the images to train on by chance.
     """
 
-    def __init__(self, tuning: ImageSet, validation: ImageSet, batch_size: int, seed: int) -> None:
-        super().__init__(tuning, [validation], batch_size, seed)
+    def __init__(
+        self,
+        tuning: ImageSet,
+        validation: ImageSet,
+        batch_size: int,
+        seed: int,
+        augment: nn.Module | None = None,
+    ) -> None:
+        super().__init__(tuning, [validation], batch_size, seed, augment)

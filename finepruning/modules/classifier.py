@@ -31,6 +31,8 @@ class Classifier(LightningModule):
             training goes on as if it had not stopped.
         channels_last: Keep convolutions' weights and images channels-last in memory, which is faster on most
             devices.
+        compile: Train through ``torch.compile``, which takes a while to prepare. Only training does: what
+            watches single layers, such as pruning, sees the plain network, and weights keep their names.
 
     Raises:
         ValueError: If a value is out of range.
@@ -51,6 +53,7 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         seed: int = 0,
         channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if learning_rate is not None and learning_rate <= 0:
@@ -63,6 +66,7 @@ class Classifier(LightningModule):
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         self.clean_accuracy = CleanAccuracy()
         self._epoch_loss = torch.zeros(())
+        self._train_logits = torch.compile(self.forward) if compile else self.forward
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) for images (B, C, H, W) in [0, 1]."""
@@ -77,7 +81,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels)."""
         images, labels = batch
-        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        loss = functional.cross_entropy(
+            self._train_logits(images), labels, label_smoothing=self.hparams["label_smoothing"]
+        )
         self._epoch_loss += loss.detach()
         return loss
 

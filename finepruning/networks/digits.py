@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from finepruning.networks.layers import Normalise
+from finepruning.networks.layers import Normalise, check_size, check_width, conv_blocks
 
 
 class BadNetsCNN(nn.Sequential):
@@ -19,6 +19,9 @@ class BadNetsCNN(nn.Sequential):
         num_classes: Number of classes.
         mean: Mean of each input channel, in [0, 1].
         std: Deviation of each input channel, above 0.
+
+    Raises:
+        ValueError: If the images are too small.
     """
 
     pruned_layer = "pool2"
@@ -26,6 +29,7 @@ class BadNetsCNN(nn.Sequential):
     def __init__(
         self, image_shape: Sequence[int], num_classes: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
+        check_size(self, image_shape, 16)
         channels, height, width = image_shape
         flat = 32 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
         super().__init__(
@@ -54,6 +58,9 @@ class DigitsCNN(nn.Module):
         mean: Mean of each input channel, in [0, 1].
         std: Deviation of each input channel, above 0.
         width: Channels of the first convolution; each of the next has twice as many. At least 1.
+
+    Raises:
+        ValueError: If the images are too small or ``width`` is out of range.
     """
 
     pruned_layer = "features.pool3"
@@ -66,21 +73,14 @@ class DigitsCNN(nn.Module):
         std: Sequence[float],
         width: int = 16,
     ) -> None:
-        if width < 1:
-            raise ValueError(f"A network of width {width} has no channels. Set model.width to 1 or more.")
+        check_width(width)
+        check_size(self, image_shape, 8)
         super().__init__()
-        channels, height, width_in = image_shape
+        channels, rows, columns = image_shape
         self.normalise = Normalise(mean, std)
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        sizes = [channels, width, 2 * width, 4 * width]
-        for index in range(1, 4):
-            layers[f"conv{index}"] = nn.Conv2d(sizes[index - 1], sizes[index], 3, padding=1, bias=False)
-            layers[f"norm{index}"] = nn.BatchNorm2d(sizes[index])
-            layers[f"relu{index}"] = nn.ReLU()
-            layers[f"pool{index}"] = nn.MaxPool2d(2)
-        self.features = nn.Sequential(layers)
+        self.features = conv_blocks([channels, width, 2 * width, 4 * width])
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(4 * width * (height // 8) * (width_in // 8), num_classes)
+        self.head = nn.Linear(4 * width * (rows // 8) * (columns // 8), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, K) for images (B, C, H, W) in [0, 1]."""

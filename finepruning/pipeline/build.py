@@ -24,7 +24,7 @@ from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics,
 from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
-OUR_TRAINER_KEYS = ("threads", "channels_last")  # the others are Lightning's
+OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
 
 
@@ -48,6 +48,7 @@ class Parts:
     test: ImageSet
     attack: Attack | None
     defense: Defense | None
+    augment: nn.Module | None
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -105,18 +106,26 @@ def build_parts(config: DictConfig) -> Parts:
     attack = build(config.get("attack"))
     if attack is not None:
         attack.check(attacker, len(packed.classes))
+    augment = build(config.training.get("augment"))
+    tuned = build(config.model, **facts)
     return Parts(
         packed=packed,
         network=network,
         attacker=attacker,
         test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
         attack=attack,
-        defense=_build_defense(config, build(config.model, **facts), train, roles.tuning, roles.validation),
+        defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        augment=augment,
     )
 
 
 def _build_defense(
-    config: DictConfig, network: nn.Module, train: ImageSet, tuning: torch.Tensor, validation: torch.Tensor
+    config: DictConfig,
+    network: nn.Module,
+    train: ImageSet,
+    tuning: torch.Tensor,
+    validation: torch.Tensor,
+    augment: nn.Module | None,
 ) -> Defense | None:
     """Build the defense around a network that will get the suspect's weights."""
     defense = config.get("defense")
@@ -126,10 +135,9 @@ def _build_defense(
     max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
     layers = [str(network.pruned_layer)] if defense.layers is None else list(defense.layers)
     module_class = FinePrunedClassifier if max_epochs else PrunedClassifier
-    module = module_class(
-        network, layers, train.image_shape, channels_last=config.trainer.channels_last, **options
-    )
-    data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed)
+    options |= {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
+    module = module_class(network, layers, train.image_shape, **options)
+    data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed, augment)
     callbacks = [build(callback) for callback in (defense.get("callbacks") or {}).values()]
     return Defense(module, data, callbacks, max_epochs)
 

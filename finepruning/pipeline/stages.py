@@ -81,16 +81,23 @@ class Run:
     def _train_suspect(self, directory: Path) -> Mapping[str, Any]:
         """Train a network as its maker would, poisoned if there is an attack."""
         log.info("Training the suspect network ...")
-        options = self._plain["training"] | {"channels_last": self.config.trainer.channels_last}
+        trainer = self.config.trainer
+        options = self._plain["training"] | {
+            "channels_last": trainer.channels_last,
+            "compile": trainer.compile,
+        }
         batch_size, seed = options.pop("batch_size"), options["seed"]
+        options.pop("augment", None)  # built already
+        augment = self.parts.augment
         clean, attack = self.parts.attacker, self.parts.attack
         watched = clean.subset(torch.arange(len(clean))[:: max(1, len(clean) // WATCHED)])
         if attack is None:
             module: Classifier = CleanClassifier(self.parts.network, **options)
-            data = AttackerData(clean, [watched], batch_size, seed)
+            data = AttackerData(clean, [watched], batch_size, seed, augment)
         else:
             module = BackdooredClassifier(self.parts.network, **options)
-            data = AttackerData(attack.poison(clean), [watched, attack.targeted(watched)], batch_size, seed)
+            both = [watched, attack.targeted(watched)]
+            data = AttackerData(attack.poison(clean), both, batch_size, seed, augment)
         self._fit(module, data, [], directory)
         return {}
 
