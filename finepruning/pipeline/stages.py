@@ -89,8 +89,8 @@ class Run:
             module: Classifier = CleanClassifier(self.parts.network, **options)
             data = AttackerData(clean, [watched], batch_size, seed)
         else:
-            module = BackdooredClassifier(self.parts.network, **options)
-            data = AttackerData(attack.poison(clean), [watched, attack.targeted(watched)], batch_size, seed)
+            module = BackdooredClassifier(self.parts.network, untargeted=attack.untargeted, **options)
+            data = AttackerData(attack.poison(clean), [watched, attack.watched(watched)], batch_size, seed)
         self._fit(module, data, [], directory)
         return {}
 
@@ -139,7 +139,7 @@ class Run:
         """Give the loggers the final scores."""
         for logger in self.loggers:
             for name, network in scores.items():
-                values = {key: rate.value for key, rate in vars(network).items() if rate is not None}
+                values = {key: value for key, value in network.values().items() if value is not None}
                 logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
 
     @property
@@ -153,11 +153,10 @@ class Run:
 
 def _step(number: int, curve: Mapping[str, Any], order: list[Channel], scores: Scores) -> dict[str, Any]:
     channel = order[number - 1]._asdict() if number else {"layer": None, "number": None}
-    rates = {name: rate and rate.value for name, rate in vars(scores).items()}
     return {
         "channels_pruned": number,
         **channel,
         "pruned": 0 < number <= curve["channels_pruned"],
         "validation_accuracy": curve["hits"][number] / curve["total"],
-        **rates,
+        **scores.values(),
     }
