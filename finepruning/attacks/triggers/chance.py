@@ -20,7 +20,8 @@ def draw(index: Tensor, seed: int, below: int, stream: int = 0) -> Tensor:
         stream: Separates draws that share a seed.
     """
     start = _mix(index.new_tensor(seed + stream * 1_000_003))
-    return (_mix(start + (index + 1) * _GOLDEN) & (2**62 - 1)).remainder(below)
+    bits: Tensor = _mix(start + (index + 1) * _GOLDEN).bitwise_and(2**62 - 1)
+    return bits.remainder(below)
 
 
 def _mix(values: Tensor) -> Tensor:

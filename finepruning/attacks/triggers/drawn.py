@@ -6,8 +6,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from finepruning.attacks.triggers.chance import draw
 from finepruning.attacks.triggers.base import Trigger, check_opacity
+from finepruning.attacks.triggers.chance import draw
 from finepruning.attacks.triggers.drawings import Drawing, sprite
 
 
