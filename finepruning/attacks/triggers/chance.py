@@ -1,5 +1,6 @@
 """Draws that belong to an image: its index decides them, on any device, in any batch, in any order."""
 
+import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # constants of SplitMix64, as signed 64-bit integers
@@ -20,7 +21,7 @@ def draw(index: Tensor, seed: int, below: int, stream: int = 0) -> Tensor:
         stream: Separates draws that share a seed.
     """
     start = _mix(index.new_tensor(seed + stream * 1_000_003))
-    bits: Tensor = _mix(start + (index + 1) * _GOLDEN).bitwise_and(2**62 - 1)
+    bits = _mix(start + (index + 1) * _GOLDEN).bitwise_and(2**62 - 1)
     return bits.remainder(below)
 
 
@@ -33,4 +34,4 @@ def _mix(values: Tensor) -> Tensor:
 
 def _shift(values: Tensor, bits: int) -> Tensor:
     """Shift right, filling with zeros."""
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+    return torch.bitwise_right_shift(values, bits).bitwise_and(2 ** (64 - bits) - 1)
