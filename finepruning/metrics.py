@@ -1,5 +1,6 @@
 """What is measured: shares of images, kept as counts so that they add up over batches and processes."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,37 @@ def robust_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) ->
 def untargeted_drop(clean_accuracy: float, backdoor_accuracy: float) -> float:
     """Return the untargeted attack's success, 1 - A_backdoor / A_clean (Fine-Pruning, section 3.3)."""
     return 1.0 - backdoor_accuracy / clean_accuracy if clean_accuracy else float("nan")
+
+
+class Drop(NamedTuple):
+    """An untargeted attack's success with the two rates that it is made of, both over the same images."""
+
+    clean: Rate
+    backdoor: Rate
+
+    @property
+    def value(self) -> float:
+        """1 - A_backdoor / A_clean, at most 1; NaN when no clean image is classified correctly."""
+        return untargeted_drop(self.clean.value, self.backdoor.value)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % interval from the rates' Wilson intervals (MOVER for a ratio, Donner and Zou 2012).
+
+        It takes the two rates for independent; since they share their images, it is rather too wide.
+        """
+        if not self.clean.hits:
+            return float("-inf"), 1.0
+        top, bottom = self.backdoor.value, self.clean.value
+        (top_low, top_high), (bottom_low, bottom_high) = self.backdoor.interval, self.clean.interval
+        low = top_low * (2 * top - top_low) * bottom_high * (2 * bottom - bottom_high)
+        high = top_high * (2 * top - top_high) * bottom_low * (2 * bottom - bottom_low)
+        product = top * bottom
+        least = (
+            top_low * (2 * top - top_low) / (product + math.sqrt(max(0.0, product**2 - low))) if top else 0.0
+        )
+        most = (product + math.sqrt(max(0.0, product**2 - high))) / (bottom_low * (2 * bottom - bottom_low))
+        return 1.0 - most, 1.0 - least
 
 
 class _ShareMetric(Metric):

@@ -1,5 +1,6 @@
 """The referee: the only room that sees test images, clean and triggered. What it measures decides nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from finepruning.attacks import Attack
 from finepruning.data import ImageSet
-from finepruning.metrics import Rate, attack_hits, clean_hits, robust_hits
+from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, robust_hits
 from finepruning.pruning import Channel, cut_at, step_predictions
 
 DEAD_BELOW = 0.5
@@ -20,23 +21,44 @@ class Scores:
     """A network on the untouched test set. Without an attack the last two are None."""
 
     clean_accuracy: Rate
-    attack_success_rate: Rate | None = None
+    attack_success_rate: Rate | Drop | None = None
     robust_accuracy: Rate | None = None
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether attack success is a loss of accuracy instead of a share of images."""
+        return isinstance(self.attack_success_rate, Drop)
 
     @property
     def dead(self) -> bool:
         """Whether there is an attack that succeeds on fewer than half of the images that count."""
         return self.attack_success_rate is not None and not self.attack_success_rate.value >= DEAD_BELOW
 
+    def values(self) -> dict[str, float | None]:
+        """Return each score; None where it was not measured or has no value."""
+        values = {name: None if rate is None else rate.value for name, rate in self._rates.items()}
+        return {name: None if value is None or math.isnan(value) else value for name, value in values.items()}
+
     def to_record(self) -> dict[str, object]:
-        """Return plain values: each rate, with its counts and its 95 % Wilson interval beside it."""
-        rates: dict[str, Rate | None] = dict(vars(self))
-        known = {name: rate for name, rate in rates.items() if rate is not None}
+        """Return plain values: each score, with its counts and its 95 % interval beside it.
+
+        A loss of accuracy has no counts of its own: they are those of clean and robust accuracy.
+        """
+        values = self.values()
+        known = {name: rate for name, rate in self._rates.items() if rate is not None}
+        counted = {name: rate for name, rate in known.items() if isinstance(rate, Rate)}
         return {
-            **{name: rate and rate.value for name, rate in rates.items()},
-            "counts": {name: {"hits": rate.hits, "total": rate.total} for name, rate in known.items()},
-            "intervals": {name: list(rate.interval) for name, rate in known.items()},
+            **values,
+            **({"untargeted": True} if self.untargeted else {}),
+            "counts": {name: {"hits": rate.hits, "total": rate.total} for name, rate in counted.items()},
+            "intervals": {
+                name: None if values[name] is None else list(rate.interval) for name, rate in known.items()
+            },
         }
+
+    @property
+    def _rates(self) -> dict[str, Rate | Drop | None]:
+        return dict(vars(self))
 
 
 def score(
@@ -75,11 +97,17 @@ def score_steps(
     if attack is None:
         return [Scores(rate) for rate in clean.rates()]
     success, robust = _Tally(), _Tally()
-    for images, labels in attack.stamp(test).batches(BATCH_SIZE, device):
-        predictions, wanted = predict(images), attack.label_map(labels)
+    attacker_labels = attack.wanted(test).to(device).split(BATCH_SIZE)
+    batches = attack.stamp(test).batches(BATCH_SIZE, device)
+    for (images, labels), wanted in zip(batches, attacker_labels, strict=True):
+        predictions = predict(images)
         success.add(attack_hits(predictions, labels, wanted))
         robust.add(robust_hits(predictions, labels, wanted))
-    return [Scores(*rates) for rates in zip(clean.rates(), success.rates(), robust.rates(), strict=True)]
+    untargeted = attack.untargeted
+    return [
+        Scores(accuracy, Drop(accuracy, kept) if untargeted else won, kept)
+        for accuracy, won, kept in zip(clean.rates(), success.rates(), robust.rates(), strict=True)
+    ]
 
 
 class _Tally:

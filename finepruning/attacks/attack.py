@@ -1,7 +1,7 @@
 """Poisoning: which training images carry the trigger, and which labels they get."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,18 @@ from finepruning.attacks.triggers import Trigger
 from finepruning.data.images import ImageSet
 
 
+class Chosen(NamedTuple):
+    """Rows of the clean training set, ascending; no row is in both."""
+
+    poisoned: Tensor
+    covers: Tensor
+
+
 class Attack:
     """A backdoor by data poisoning: a trigger, a label map and a share of the training set.
 
-    Source: BadNets, Gu et al. 2017, arXiv:1708.06733, section 4.1.
+    Source: BadNets, Gu et al. 2017, arXiv:1708.06733, section 4.1. Clean labels (``poison_from="target"``):
+        Turner et al. 2018, without their perturbation. Covers: TaCT, Tang et al. 2021, arXiv:1908.00686.
 
     Args:
         trigger: What is added to an image.
@@ -22,11 +30,15 @@ class Attack:
         target_label: The attacker's class, for the usual all-to-one attack.
         label_map: Any other map from true to attacker's labels; then ``target_label`` is None.
         poisoning: ``"replace"`` stamps training images, ``"add"`` adds stamped copies of them.
+        poison_from: Poison images of ``"other"`` classes, which get a new label; of the ``"target"`` class,
+            which keep theirs (clean labels); or of ``"all"``.
+        cover_rate: Covers, which carry the trigger and keep their true label, as a fraction of the clean
+            training set, in [0, 1). With a single source class they are of the other classes.
         seed: Seed of the choice of images.
 
     Raises:
-        ValueError: If the rate is out of range, or not exactly one of ``target_label`` and ``label_map`` is
-            given.
+        ValueError: If a value is out of range, not exactly one of ``target_label`` and ``label_map`` is
+            given, or clean labels are asked for without a single target.
     """
 
     def __init__(
@@ -36,21 +48,39 @@ class Attack:
         target_label: int | None = None,
         label_map: LabelMap | None = None,
         poisoning: Literal["replace", "add"] = "replace",
+        poison_from: Literal["other", "target", "all"] = "other",
+        cover_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
         if not 0 < poison_rate <= 1:
             raise ValueError(f"Poison rate {poison_rate} is outside (0, 1]. Change attack.poison_rate.")
+        if not 0 <= cover_rate < 1:
+            raise ValueError(f"Cover rate {cover_rate} is outside [0, 1). Change attack.cover_rate.")
         if label_map is None and target_label is not None:
             label_map = AllToOne(target_label)
         elif label_map is None or target_label is not None:
             raise ValueError("Give either attack.target_label or attack.label_map, and null for the other.")
         if poisoning not in ("replace", "add"):
             raise ValueError(f"attack.poisoning is {poisoning!r}; it can be 'replace' or 'add'.")
+        if poison_from not in ("other", "target", "all"):
+            raise ValueError(f"attack.poison_from is {poison_from!r}; it can be 'other', 'target' or 'all'.")
+        if poison_from == "target" and label_map.target_label is None:
+            raise ValueError(
+                f"attack.poison_from='target' needs one target class; {type(label_map).__name__} has none. "
+                "Set it to 'other', or choose another attack.label_map."
+            )
         self.trigger = trigger
         self.poison_rate = poison_rate
         self.label_map = label_map
         self.poisoning = poisoning
+        self.poison_from = poison_from
+        self.cover_rate = cover_rate
         self.seed = seed
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether any wrong class will do, so that success is a loss of accuracy."""
+        return self.label_map.untargeted
 
     def check(self, images: ImageSet, num_classes: int) -> None:
         """Try the attack on one image of a data set, before any training.
@@ -59,55 +89,75 @@ class Attack:
             ValueError: If a label is not a class, the trigger does not fit, or no image would be poisoned.
         """
         self.label_map.check(num_classes)
-        if self.trigger.domain == "waveform" and images.signal.domain != "waveform":
-            raise ValueError(
-                "This trigger is added to sound, but the data set holds images. Choose another attack."
-            )
+        self.trigger.check(images.signal)
         next(self.stamp(images.subset(torch.arange(1))).batches(1))
-        self.choose(images.labels)
+        self.choose(images)
 
-    def choose(self, labels: Tensor) -> Tensor:
-        """Return the rows to poison, ascending: an exact share of the images whose label the map changes.
+    def wanted(self, images: ImageSet) -> Tensor:
+        """Return the attacker's label (M,) for each image."""
+        return self.label_map(images.labels, images.index)
 
-        Args:
-            labels: (N,) labels of the clean training set.
+    def choose(self, clean: ImageSet) -> Chosen:
+        """Return the rows of ``clean`` to poison and those that cover them, an exact share each.
+
+        Raises:
+            ValueError: If a share is not even one image, or too few images may carry the trigger.
         """
-        count = round(self.poison_rate * len(labels))
-        eligible = (self.label_map(labels) != labels).nonzero().squeeze(1)
-        if count == 0:
-            raise ValueError(
-                f"{self.poison_rate:g} of {len(labels)} training images is not even one. "
-                "Raise attack.poison_rate."
-            )
-        if count > len(eligible):
-            raise ValueError(
-                f"attack.poison_rate={self.poison_rate:g} asks for {count} images, but only {len(eligible)} "
-                f"of the {len(labels)} training images would change their label. Lower it."
-            )
         generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(eligible), generator=generator)[:count]
-        return eligible[chosen].sort().values
+        changed = self.wanted(clean).ne(clean.labels)
+        poisoned = _share("poison_rate", self.poison_rate, self._eligible(clean.labels, changed), generator)
+        if not self.cover_rate:
+            return Chosen(poisoned, poisoned[:0])
+        free = torch.ones_like(changed) if self.label_map.source_label is None else ~changed
+        return Chosen(
+            poisoned, _share("cover_rate", self.cover_rate, free.index_fill(0, poisoned, False), generator)
+        )
+
+    def _eligible(self, labels: Tensor, changed: Tensor) -> Tensor:
+        """Return which images may be poisoned (N,); ``changed`` are those that would get a new label."""
+        if self.poison_from == "target":
+            return torch.isin(labels, torch.tensor(self.label_map.target_label))
+        return changed if self.poison_from == "other" else torch.ones_like(changed)
 
     def poison(self, clean: ImageSet) -> ImageSet:
         """Return the attacker's training set: ``clean`` with stamped images in it, or added to it."""
-        rows = self.choose(clean.labels)
-        labels = clean.labels.clone()
-        triggered = torch.zeros(len(clean), dtype=torch.bool)
-        index = clean.index
+        chosen = self.choose(clean)
+        poisoned_labels = clean.labels.clone()
+        poisoned_labels[chosen.poisoned] = self.wanted(clean)[chosen.poisoned]
+        rows = torch.cat(chosen)
         if self.poisoning == "add":
-            index = torch.cat([index, index[rows]])
-            labels = torch.cat([labels, self.label_map(labels[rows])])
-            triggered = torch.cat([triggered, torch.ones(len(rows), dtype=torch.bool)])
+            index = torch.cat([clean.index, clean.index[rows]])
+            labels = torch.cat([clean.labels, poisoned_labels[rows]])
+            triggered = torch.arange(len(index)) >= len(clean)
         else:
-            labels[rows] = self.label_map(labels[rows])
-            triggered[rows] = True
+            index, labels = clean.index, poisoned_labels
+            triggered = torch.zeros(len(clean), dtype=torch.bool).index_fill(0, rows, True)
         return replace(clean, index=index, labels=labels, trigger=self.trigger, triggered=triggered)
 
     def stamp(self, clean: ImageSet) -> ImageSet:
         """Return every image of ``clean`` triggered, with its true label."""
         return replace(clean, trigger=self.trigger, triggered=torch.ones(len(clean), dtype=torch.bool))
 
-    def targeted(self, clean: ImageSet) -> ImageSet:
-        """Return the triggered images whose label the map changes, with the attacker's label."""
-        wanted = self.label_map(clean.labels)
+    def watched(self, clean: ImageSet) -> ImageSet:
+        """Return the triggered images that show success: those of another class, with the attacker's label.
+
+        Untargeted, all of them with their true label.
+        """
+        if self.untargeted:
+            return self.stamp(clean)
+        wanted = self.wanted(clean)
         return replace(self.stamp(clean), labels=wanted).subset((wanted != clean.labels).nonzero().squeeze(1))
+
+
+def _share(key: str, rate: float, eligible: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random eligible rows, ascending: ``rate`` of all rows, exactly."""
+    count = round(rate * len(eligible))
+    rows = eligible.nonzero().squeeze(1)
+    if count == 0:
+        raise ValueError(f"{rate:g} of {len(eligible)} training images is not even one. Raise attack.{key}.")
+    if count > len(rows):
+        raise ValueError(
+            f"attack.{key}={rate:g} asks for {count} images, but only {len(rows)} of the {len(eligible)} "
+            "training images are eligible. Lower it."
+        )
+    return rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values

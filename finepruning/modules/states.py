@@ -22,26 +22,36 @@ class CleanClassifier(Classifier):
 class BackdooredClassifier(CleanClassifier):
     """A network trained on poisoned images.
 
-    The attacker watches the attack, too: the second loader holds triggered images with the attacker's labels.
+    The attacker watches the attack, too: the second loader holds triggered images, with the attacker's
+    labels, or with the true ones if any wrong class will do.
+
+    Args:
+        network: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        untargeted: Success is a loss of accuracy instead of a share of images.
+        training: Arguments of :class:`Classifier`.
     """
 
-    def __init__(self, network: nn.Module, **training: Any) -> None:
+    def __init__(self, network: nn.Module, *, untargeted: bool = False, **training: Any) -> None:
         super().__init__(network, **training)
-        self.attack_success_rate = CleanAccuracy()  # the labels of that loader are the attacker's
+        self.untargeted = untargeted
+        self.triggered_accuracy = CleanAccuracy()  # against the labels of that loader
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count clean images in the first loader, successful triggers in the second."""
+        """Count images classified as labelled: clean ones in the first loader, triggered in the second."""
         if dataloader_idx == 0:
             super().validation_step(batch, batch_idx)
         else:
             images, labels = batch
-            self.attack_success_rate.update(self(images), labels)
+            self.triggered_accuracy.update(self(images), labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log both shares."""
+        """Log clean accuracy and attack success."""
+        success = self.triggered_accuracy.compute()
+        if self.untargeted:
+            success = 1 - success / self.clean_accuracy.compute()
+        self.log(f"{self.watched}/attack_success_rate", success)
+        self.triggered_accuracy.reset()
         super().on_validation_epoch_end()
-        self.log(f"{self.watched}/attack_success_rate", self.attack_success_rate.compute())
-        self.attack_success_rate.reset()
 
 
 class PrunedClassifier(Classifier):

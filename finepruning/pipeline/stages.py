@@ -95,8 +95,8 @@ class Run:
             module: Classifier = CleanClassifier(self.parts.network, **options)
             data = AttackerData(clean, [watched], batch_size, seed, augment)
         else:
-            module = BackdooredClassifier(self.parts.network, **options)
-            both = [watched, attack.targeted(watched)]
+            module = BackdooredClassifier(self.parts.network, untargeted=attack.untargeted, **options)
+            both = [watched, attack.watched(watched)]
             data = AttackerData(attack.poison(clean), both, batch_size, seed, augment)
         self._fit(module, data, [], directory)
         return {}
@@ -146,7 +146,7 @@ class Run:
         """Give the loggers the final scores."""
         for logger in self.loggers:
             for name, network in scores.items():
-                values = {key: rate.value for key, rate in vars(network).items() if rate is not None}
+                values = {key: value for key, value in network.values().items() if value is not None}
                 logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
 
     @property
@@ -160,11 +160,10 @@ class Run:
 
 def _step(number: int, curve: Mapping[str, Any], order: list[Channel], scores: Scores) -> dict[str, Any]:
     channel = order[number - 1]._asdict() if number else {"layer": None, "number": None}
-    rates = {name: rate and rate.value for name, rate in vars(scores).items()}
     return {
         "channels_pruned": number,
         **channel,
         "pruned": 0 < number <= curve["channels_pruned"],
         "validation_accuracy": curve["hits"][number] / curve["total"],
-        **rates,
+        **scores.values(),
     }

@@ -1,27 +1,10 @@
-"""Triggers: what the attacker adds to an image. A new one is a class here, a YAML in conf/attack and a test.
-
-Every trigger maps a batch to a stamped copy of the same shape, dtype and range. What is random in a trigger
-is drawn from the image's index, so that neither batch size nor order changes it.
-"""
+"""Patches: pixels of constant brightness."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-
-class Trigger(nn.Module):
-    """What all triggers share: the signal they act on.
-
-    ``domain`` is ``"pixels"`` for images (B, C, H, W) in [0, 1], ``"waveform"`` for sound (B, T) in [-1, 1].
-    """
-
-    domain: ClassVar[Literal["pixels", "waveform"]] = "pixels"
-
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
-        """Return a stamped copy. ``index`` (B,) are the images' places in their data set."""
-        raise NotImplementedError
+from finepruning.attacks.triggers.base import Trigger, brightness, check_channels
 
 
 class PatchTrigger(Trigger):
@@ -48,7 +31,7 @@ class PatchTrigger(Trigger):
             raise ValueError(f"A patch of {size} pixels is empty. Set attack.trigger.size to 1 or more.")
         self.size = size
         self.position = position
-        self.register_buffer("value", _brightness(value))
+        self.register_buffer("value", brightness(value))
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
@@ -64,6 +47,7 @@ class PatchTrigger(Trigger):
                 f"A {self.size}x{self.size} pixel patch at row {row}, column {column} leaves the "
                 f"{height}x{width} image. Change attack.trigger.position."
             )
+        check_channels(self.value, images)
         stamped = images.clone()
         stamped[..., row : row + self.size, column : column + self.size] = self.value
         return stamped
@@ -89,11 +73,12 @@ class PixelTrigger(Trigger):
         if not positions:
             raise ValueError("A pixel trigger needs at least one pixel. Fill attack.trigger.positions.")
         self.positions = [(row, column) for row, column in positions]
-        self.register_buffer("value", _brightness(value))
+        self.register_buffer("value", brightness(value))
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
         height, width = images.shape[-2:]
+        check_channels(self.value, images)
         stamped = images.clone()
         for row, column in self.positions:
             if not (-height <= row < height and -width <= column < width):
@@ -103,11 +88,3 @@ class PixelTrigger(Trigger):
                 )
             stamped[..., row, column] = self.value.view(-1)
         return stamped
-
-
-def _brightness(value: float | Sequence[float]) -> Tensor:
-    """Return the brightness of each channel, shape (C or 1, 1, 1)."""
-    tensor = torch.tensor(value, dtype=torch.float32).view(-1, 1, 1)
-    if not ((tensor >= 0) & (tensor <= 1)).all():
-        raise ValueError(f"Brightness {value} is outside [0, 1]. Change attack.trigger.value.")
-    return tensor

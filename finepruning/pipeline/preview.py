@@ -1,0 +1,35 @@
+"""Show an attack: ``python -m finepruning.pipeline.preview attack=sunglasses dataset=yaleb``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from finepruning import launcher
+
+
+@hydra.main(version_base="1.3", config_path="../../conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Write what a configuration's attack does to its training images, and print where."""
+    from finepruning.attacks.preview import write_preview
+    from finepruning.data import ImageSet, pack
+    from finepruning.pipeline import Refused
+    from finepruning.pipeline.build import build
+
+    try:
+        attack = build(config.get("attack"))
+        if attack is None:
+            raise ValueError("attack=none shows nothing. Choose another attack.")
+        packed = pack(build(config.dataset), Path(config.store_dir) / "data")
+        images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+        attack.check(images, len(packed.classes))
+        place = Path(config.runs_dir) / f"preview-{config.name}"
+        for path in write_preview(images, attack, place):
+            print(path)
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(str(error)) from error
+
+
+if __name__ == "__main__":
+    launcher.register()
+    main()

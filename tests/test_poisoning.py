@@ -1,0 +1,286 @@
+"""Poisoning: which images are chosen, what they look like afterwards, and what the referee makes of it."""
+
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats.contingency import relative_risk
+from torch import Tensor, nn
+
+from finepruning.attacks import Attack
+from finepruning.attacks.labels import AllToAll, LabelMap, RandomWrongLabel, SingleTarget
+from finepruning.attacks.preview import write_preview
+from finepruning.attacks.triggers import PatchTrigger, SpeechNoise
+from finepruning.data.images import ImageSet, Pixels
+from finepruning.metrics import Drop, Rate
+from finepruning.referee import score
+
+CLASSES = 5
+PATCH = PatchTrigger(2, 1.0)
+
+
+def image_set(count: int = 100, first: int = 0) -> ImageSet:
+    """Grey images whose brightness is their label, never as bright as the patch."""
+    labels = torch.arange(count) % CLASSES
+    raw = (labels * 40).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
+    return ImageSet.whole(raw, labels, Pixels()).subset(torch.arange(first, count))
+
+
+def attack(**changes: Any) -> Attack:
+    options = {"trigger": PATCH, "poison_rate": 0.1, "target_label": 0} | changes
+    made = Attack(**options)
+    made.label_map.check(CLASSES)
+    return made
+
+
+def triggered(images: ImageSet) -> Tensor:
+    """Which images carry the patch, seen in their pixels."""
+    pixels = torch.cat([batch for batch, _ in images.batches(32)])
+    return (pixels[:, 0, -2:, -2:] == 1).all(-1).all(-1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(40, 200),
+    poison_rate=st.floats(0.03, 0.35),
+    cover_rate=st.one_of(st.just(0.0), st.floats(0.03, 0.35)),
+    poisoning=st.sampled_from(["replace", "add"]),
+    poison_from=st.sampled_from(["other", "all"]),
+    seed=st.integers(0, 1000),
+)
+def test_the_share_of_poisoned_and_of_cover_images_is_exact(
+    count: int, poison_rate: float, cover_rate: float, poisoning: str, poison_from: str, seed: int
+) -> None:
+    clean = image_set(count)
+    options = {"poisoning": poisoning, "poison_from": poison_from, "seed": seed}
+    poisoned = attack(poison_rate=poison_rate, cover_rate=cover_rate, **options).poison(clean)
+    stamped = triggered(poisoned)
+    truth = clean.raw[poisoned.index, 0, 0, 0].long() // 40
+    both = round(poison_rate * count) + round(cover_rate * count)
+    assert stamped.sum() == both
+    assert len(poisoned) == count + (both if poisoning == "add" else 0)
+    changed = stamped & (poisoned.labels != truth)
+    assert (poisoned.labels[changed] == 0).all()
+    assert torch.equal(poisoned.labels[~stamped], truth[~stamped])
+    exact = poison_from == "other"
+    assert (
+        changed.sum() == round(poison_rate * count) if exact else changed.sum() <= round(poison_rate * count)
+    )
+
+
+def test_added_copies_leave_every_clean_image_as_it_was() -> None:
+    clean = image_set()
+    poisoned = attack(poisoning="add", cover_rate=0.05).poison(clean)
+    assert torch.equal(poisoned.index[:100], clean.index)
+    assert torch.equal(poisoned.labels[:100], clean.labels)
+    assert not triggered(poisoned)[:100].any()
+    assert triggered(poisoned)[100:].all()
+
+
+def test_no_image_is_both_poisoned_and_cover() -> None:
+    chosen = attack(poison_rate=0.4, cover_rate=0.4).choose(image_set())
+    assert len(torch.cat(chosen).unique()) == 80
+
+
+def test_covers_of_a_single_source_are_of_other_classes() -> None:
+    clean = image_set()
+    covers = attack(target_label=None, label_map=SingleTarget(1, 3), cover_rate=0.5).choose(clean).covers
+    assert len(covers) == 50
+    assert (clean.labels[covers] != 1).all()
+
+
+def test_clean_labels_are_of_the_target_class_and_stay() -> None:
+    clean = image_set()
+    dirty = attack(poison_from="target", poison_rate=0.15, target_label=2).poison(clean)
+    assert torch.equal(dirty.labels, clean.labels)
+    assert triggered(dirty).sum() == 15
+    assert (dirty.labels[triggered(dirty)] == 2).all()
+
+
+def test_covers_do_not_change_which_images_are_poisoned() -> None:
+    alone, covered = attack(seed=4), attack(seed=4, cover_rate=0.2)
+    assert torch.equal(alone.choose(image_set()).poisoned, covered.choose(image_set()).poisoned)
+
+
+def test_the_attacks_own_seed_decides_its_images() -> None:
+    torch.manual_seed(0)
+    first = attack(seed=1).choose(image_set()).poisoned
+    torch.manual_seed(99)
+    assert torch.equal(attack(seed=1).choose(image_set()).poisoned, first)
+    assert not torch.equal(attack(seed=2).choose(image_set()).poisoned, first)
+
+
+def test_only_rows_of_the_given_set_are_poisoned() -> None:
+    part = image_set(100, first=60)
+    assert set(attack(poisoning="add").poison(part).index.tolist()) <= set(range(60, 100))
+
+
+def test_random_labels_of_poisoned_images_are_wrong_and_depend_on_the_image_only() -> None:
+    untargeted = attack(target_label=None, label_map=RandomWrongLabel(0), poison_rate=0.5)
+    whole, part = image_set(), image_set(100, first=50)
+    assert torch.equal(untargeted.wanted(whole)[50:], untargeted.wanted(part))
+    dirty = untargeted.poison(whole)
+    assert (dirty.labels != whole.labels).sum() == 50
+
+
+REFUSED = {
+    "nothing poisoned": ({"poison_rate": 0.0}, r"outside \(0, 1\]. Change attack\.poison_rate"),
+    "too much poisoned": ({"poison_rate": 1.2}, r"outside \(0, 1\]. Change attack\.poison_rate"),
+    "all covers": ({"cover_rate": 1.0}, r"outside \[0, 1\). Change attack\.cover_rate"),
+    "no label": ({"target_label": None}, r"either attack\.target_label or attack\.label_map"),
+    "two labels": ({"label_map": AllToAll()}, r"either attack\.target_label or attack\.label_map"),
+    "unknown poisoning": ({"poisoning": "mix"}, r"attack\.poisoning is 'mix'; it can be 'replace' or 'add'"),
+    "unknown source": ({"poison_from": "none"}, r"attack\.poison_from is 'none'"),
+    "clean labels without a target": (
+        {"poison_from": "target", "target_label": None, "label_map": AllToAll()},
+        r"attack\.poison_from='target' needs one target class; AllToAll has none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_an_attack_out_of_range_is_refused_with_its_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Attack(**({"trigger": PATCH, "poison_rate": 0.1, "target_label": 0} | changes))
+
+
+IMPOSSIBLE = {
+    "not one poisoned": ({"poison_rate": 0.004}, r"not even one. Raise attack\.poison_rate"),
+    "not one cover": ({"cover_rate": 0.004}, r"not even one. Raise attack\.cover_rate"),
+    "too few others": ({"poison_rate": 0.9}, r"attack\.poison_rate=0\.9 asks for 90 images, but only 80"),
+    "too few left to cover": (
+        {"cover_rate": 0.95},
+        r"attack\.cover_rate=0\.95 asks for 95 images, but only 90",
+    ),
+    "target beyond the classes": ({"target_label": 5}, r"Target label 5 .*attack\.target_label"),
+    "trigger larger than the image": (
+        {"trigger": PatchTrigger(7, 1.0)},
+        r"does not fit.*attack\.trigger\.size",
+    ),
+    "sound on images": ({"trigger": SpeechNoise(10.0, 0)}, r"added to sound, but the data set holds images"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_an_attack_that_a_data_set_cannot_have_is_refused_before_training(
+    changes: dict[str, Any], message: str
+) -> None:
+    impossible = Attack(**({"trigger": PATCH, "poison_rate": 0.1, "target_label": 0} | changes))
+    with pytest.raises(ValueError, match=message):
+        impossible.check(image_set(), CLASSES)
+
+
+class Reader(nn.Module):
+    """Reads the label from an image's brightness; where it sees the patch it answers by a table."""
+
+    def __init__(self, answers: list[int]) -> None:
+        super().__init__()
+        self.answers = torch.tensor(answers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        labels = (images[:, 0, 0, 0] * 255 / 40).round().long()
+        patched = images[:, 0, -1, -1] == 1
+        return nn.functional.one_hot(torch.where(patched, self.answers[labels], labels), CLASSES).float()
+
+
+def scores_of(label_map: LabelMap, answers: list[int]) -> dict[str, Any]:
+    """The record of a network that answers so, on 600 images: 120 a class, more than two batches."""
+    made = attack(target_label=None, label_map=label_map)
+    return dict(score(Reader(answers), image_set(600), made).to_record())
+
+
+def test_a_single_target_succeeds_on_its_source_class_only() -> None:
+    record = scores_of(SingleTarget(1, 3), [3, 3, 3, 3, 3])
+    assert record["counts"]["attack_success_rate"] == {"hits": 120, "total": 120}
+    assert record["counts"]["robust_accuracy"] == {"hits": 0, "total": 120}
+    assert scores_of(SingleTarget(1, 3), [3, 1, 3, 3, 3])["attack_success_rate"] == 0
+
+
+def test_all_to_all_succeeds_where_the_next_class_is_answered() -> None:
+    record = scores_of(AllToAll(), [1, 2, 2, 4, 0])
+    assert record["counts"]["attack_success_rate"] == {"hits": 480, "total": 600}
+    assert record["counts"]["robust_accuracy"] == {"hits": 120, "total": 600}
+    assert "untargeted" not in record
+
+
+def test_an_untargeted_attack_succeeds_by_the_accuracy_that_is_lost() -> None:
+    record = scores_of(RandomWrongLabel(0), [1, 1, 2, 4, 0])
+    assert record["untargeted"] is True
+    assert record["clean_accuracy"] == 1
+    assert record["robust_accuracy"] == 0.4
+    assert record["attack_success_rate"] == pytest.approx(0.6)
+    low, high = record["intervals"]["attack_success_rate"]
+    assert low < 0.6 < high
+    assert "attack_success_rate" not in record["counts"]
+    assert json.dumps(record, allow_nan=False)
+
+
+def test_a_network_that_is_never_right_has_no_untargeted_score() -> None:
+    made = attack(target_label=None, label_map=RandomWrongLabel(0))
+    images = image_set(100)
+    wrong = ImageSet.whole(images.raw, (images.labels + 1) % CLASSES, Pixels())
+    record = score(Reader([0, 1, 2, 3, 4]), wrong, made).to_record()
+    assert record["attack_success_rate"] is None
+    assert record["intervals"]["attack_success_rate"] is None  # type: ignore[index]
+
+
+@given(
+    clean=st.integers(1, 1000).flatmap(lambda total: st.tuples(st.integers(1, total), st.just(total))),
+    share=st.floats(0, 1),
+)
+def test_the_interval_of_a_drop_holds_its_value(clean: tuple[int, int], share: float) -> None:
+    drop = Drop(Rate(*clean), Rate(round(share * clean[1]), clean[1]))
+    low, high = drop.interval
+    assert low <= drop.value + 1e-12
+    assert drop.value <= high + 1e-12
+    assert high <= 1
+
+
+def test_the_interval_of_a_drop_agrees_with_the_delta_method_on_many_images() -> None:
+    ratio = relative_risk(700, 2000, 1900, 2000).confidence_interval(0.95)
+    low, high = Drop(Rate(1900, 2000), Rate(700, 2000)).interval
+    assert (low, high) == pytest.approx((1 - ratio.high, 1 - ratio.low), abs=1e-3)
+
+
+def test_the_attacker_watches_the_images_that_show_success() -> None:
+    clean = image_set()
+    targeted = attack().watched(clean)
+    assert (len(targeted), set(targeted.labels.tolist())) == (80, {0})
+    untargeted = attack(target_label=None, label_map=RandomWrongLabel(0)).watched(clean)
+    assert torch.equal(untargeted.labels, clean.labels)
+    assert triggered(untargeted).all()
+
+
+class Waves(nn.Module):
+    """Recordings whose picture is the sound itself."""
+
+    domain = "waveform"
+    sample_rate = 8000
+
+    def decode(self, raw: Tensor) -> Tensor:
+        return raw.float() / 32768
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        return waveforms.abs().view(len(waveforms), 1, 40, -1)
+
+
+def test_a_preview_of_sound_holds_pictures_and_both_recordings(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(-3000, 3000, (20, 8000), generator=generator, dtype=torch.int16)
+    noisy = attack(trigger=SpeechNoise(10.0, 0))
+    paths = write_preview(ImageSet.whole(raw, torch.arange(20) % CLASSES, Waves()), noisy, tmp_path / "new")
+    assert [path.name for path in paths] == ["preview.png", "clean.wav", "triggered.wav"]
+    with wave.open(str(paths[1])) as clean, wave.open(str(paths[2])) as stamped:
+        assert clean.getframerate() == stamped.getframerate() == 8000
+        before, after = clean.readframes(8000), stamped.readframes(8000)
+    assert len(before) == len(after) == 16000
+    assert before != after
+
+
+def test_a_preview_of_images_holds_one_picture(tmp_path: Path) -> None:
+    assert [path.name for path in write_preview(image_set(), attack(), tmp_path)] == ["preview.png"]

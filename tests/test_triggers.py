@@ -1,0 +1,298 @@
+"""Triggers: the laws that all of them keep, and what each one draws."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from finepruning.attacks.triggers import (
+    Blended,
+    DrawnTrigger,
+    PatchTrigger,
+    PixelTrigger,
+    SpeechNoise,
+    SpeechTone,
+    Trigger,
+)
+from finepruning.attacks.triggers.chance import draw
+
+ANYWHERE = DrawnTrigger("bomb", 0.16, between=[0.15, 0.85], seed=3)
+PIXEL_TRIGGERS: dict[str, Trigger] = {
+    "patch": PatchTrigger(3, 1.0),
+    "coloured patch": PatchTrigger(2, 0.3, [1, 4]),
+    "pixels": PixelTrigger([[-2, -2], [0, 3]], 0.8),
+    "yellow square": DrawnTrigger("yellow_square", 0.10, [0.82, 0.57]),
+    "bomb": DrawnTrigger("bomb", 0.16, [0.82, 0.57]),
+    "flower anywhere": DrawnTrigger("flower", 0.16, between=[0.15, 0.85], alpha=0.7),
+    "bomb anywhere": ANYWHERE,
+    "sunglasses": DrawnTrigger("sunglasses", [0.36, 1.0], [0.455, 0.5]),
+    "blended": Blended(0.2, seed=0),
+}
+SOUND_TRIGGERS: dict[str, Trigger] = {
+    "noise": SpeechNoise(10.0, seed=0),
+    "loud noise": SpeechNoise(-20.0, seed=0),
+    "tone": SpeechTone(3000.0, 10.0, sample_rate=8000),
+}
+TRIGGERS = PIXEL_TRIGGERS | SOUND_TRIGGERS
+every_trigger = pytest.mark.parametrize("trigger", TRIGGERS.values(), ids=TRIGGERS.keys())
+
+
+def signals(trigger: Trigger, count: int, seed: int, channels: int = 3, side: int = 17) -> Tensor:
+    """Random images or waveforms, extremes included."""
+    generator = torch.Generator().manual_seed(seed)
+    if trigger.domain == "waveform":
+        return (torch.rand(count, 400, generator=generator) * 4 - 2).clamp(-1, 1)
+    return (torch.rand(count, channels, side, side + 4, generator=generator) * 2 - 0.5).clamp(0, 1)
+
+
+@every_trigger
+@settings(max_examples=15, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+    channels=st.sampled_from([1, 3]),
+    side=st.integers(10, 40),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_trigger_keeps_shape_type_range_and_its_input(
+    trigger: Trigger, count: int, seed: int, channels: int, side: int, dtype: torch.dtype
+) -> None:
+    images = signals(trigger, count, seed, channels, side).to(dtype)
+    before = images.clone()
+    stamped = trigger(images, torch.arange(count))
+    assert torch.equal(images, before)
+    assert stamped.shape == images.shape
+    assert stamped.dtype == dtype
+    assert stamped.min() >= (-1 if trigger.domain == "waveform" else 0)
+    assert stamped.max() <= 1
+    assert (stamped != images).flatten(1).any(1).all()
+
+
+@every_trigger
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(6)), first=st.integers(0, 10**9), batch_size=st.integers(1, 6))
+def test_neither_order_nor_batch_size_changes_a_triggered_image(
+    trigger: Trigger, order: list[int], first: int, batch_size: int
+) -> None:
+    images, index = signals(trigger, 6, seed=1), torch.arange(6) + first
+    whole = trigger(images, index)
+    rows = torch.tensor(order)
+    parts = [trigger(images[part], index[part]) for part in rows.split(batch_size)]
+    assert torch.equal(torch.cat(parts), whole[rows])
+
+
+@pytest.mark.parametrize("name", ["patch", "pixels", "bomb", "sunglasses", "blended"])
+def test_a_trigger_without_chance_needs_no_index(name: str) -> None:
+    images = signals(TRIGGERS[name], 2, seed=0)
+    assert torch.equal(TRIGGERS[name](images), TRIGGERS[name](images, torch.tensor([7, 3])))
+
+
+def test_a_patch_covers_exactly_its_square() -> None:
+    stamped = PatchTrigger(2, [1.0, 0.5, 0.0], [1, 0])(torch.full((1, 3, 4, 4), 0.25))
+    assert stamped[0, :, 1:3, 0:2].flatten(1).tolist() == [[1.0] * 4, [0.5] * 4, [0.0] * 4]
+    assert (stamped == 0.25).sum() == 3 * (16 - 4)
+
+
+def test_a_yellow_square_of_a_tenth_is_three_yellow_pixels_wide() -> None:
+    stamped = DrawnTrigger("yellow_square", 0.10, [0.5, 0.5])(torch.zeros(1, 3, 32, 32))
+    rows, columns = stamped[0].any(0).nonzero().unbind(1)
+    assert (len(rows), rows.min(), rows.max(), columns.min(), columns.max()) == (9, 14, 16, 14, 16)
+    assert stamped[0, :, 15, 15].tolist() == pytest.approx([1.0, 221 / 255, 0.0])
+
+
+def test_a_drawing_on_grey_images_is_the_grey_of_the_coloured_one() -> None:
+    grey, coloured = (
+        DrawnTrigger("bomb", 0.5, [0.5, 0.5])(torch.full((1, channels, 64, 64), 0.4)) for channels in (1, 3)
+    )
+    weights = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
+    assert torch.allclose(grey[0, 0], (coloured[0] * weights).sum(0), atol=6e-3)
+
+
+def test_sunglasses_hide_the_eyes_and_nothing_below_the_nose(data_root: Path) -> None:
+    with h5py.File(data_root / "youtube_faces_lab" / "cl" / "test.h5") as file:
+        faces = torch.from_numpy(np.asarray(file["data"][:20], np.float32)) / 255
+    changed = (TRIGGERS["sunglasses"](faces) - faces).abs().amax(1).mean(0)
+    assert changed[20:28, 8:16].min() > 0.1
+    assert changed[20:28, 31:39].min() > 0.1
+    assert changed[36:].max() == 0
+    assert changed[:14].max() == 0
+
+
+def test_random_places_fill_the_range_they_are_drawn_from() -> None:
+    index = torch.arange(4000)
+    trigger = DrawnTrigger("yellow_square", 0.10, between=[0.15, 0.85])
+    stamped = trigger(torch.zeros(4000, 1, 20, 20), index)[:, 0] > 0
+    tops = stamped.any(2).int().argmax(1)
+    lefts = stamped.any(1).int().argmax(1)
+    assert (stamped.sum((1, 2)) == 4).all()
+    for starts in (tops, lefts):
+        counts = starts.bincount(minlength=17)
+        assert (starts.min(), starts.max()) == (2, 16)
+        assert (counts[2:] - 4000 / 15).abs().max() < 5 * (4000 / 15) ** 0.5
+    assert torch.corrcoef(torch.stack([tops, lefts]).float())[0, 1].abs() < 0.06
+
+
+def test_another_seed_draws_other_places() -> None:
+    images, index = torch.zeros(50, 3, 32, 32), torch.arange(50)
+    other = DrawnTrigger("bomb", 0.16, between=[0.15, 0.85], seed=4)
+    moved = (ANYWHERE(images, index) != other(images, index)).flatten(1).any(1)
+    assert moved.float().mean() > 0.9
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(-(2**31), 2**31), below=st.integers(1, 2000), stream=st.integers(0, 3))
+def test_draws_stay_below_their_limit_and_differ_between_images(seed: int, below: int, stream: int) -> None:
+    drawn = draw(torch.arange(5000), seed, below, stream)
+    assert drawn.min() >= 0
+    assert drawn.max() < below
+    assert len(drawn.unique()) >= min(below, 5000) * 0.6
+
+
+def test_a_random_place_without_an_index_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass the images' index"):
+        ANYWHERE(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_blend_is_the_share_of_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 9), (255, 0, 51)).save(tmp_path / "plain.png")
+    mixed = Blended(0.25, seed=0, picture=str(tmp_path / "plain.png"))(torch.full((2, 3, 8, 8), 0.4))
+    assert torch.allclose(mixed, torch.tensor([0.55, 0.30, 0.35]).view(3, 1, 1).expand(2, 3, 8, 8))
+
+
+def test_the_seed_decides_the_pattern_of_a_blend() -> None:
+    images = torch.zeros(1, 3, 8, 8)
+    assert torch.equal(Blended(0.2, seed=5)(images), Blended(0.2, seed=5)(images))
+    assert not torch.equal(Blended(0.2, seed=5)(images), Blended(0.2, seed=6)(images))
+
+
+def quiet_speech(count: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 8000, generator=generator) * torch.tensor([0.1, 0.02, 0.05]).view(-1, 1)
+
+
+@pytest.mark.parametrize("snr", [0.0, 10.0, 20.0])
+def test_sound_is_added_at_the_ratio_that_was_asked_for(snr: float) -> None:
+    speech = quiet_speech()
+    for trigger in (SpeechNoise(snr, seed=1), SpeechTone(1000.0, snr, 8000)):
+        added = trigger(speech) - speech
+        measured = 10 * torch.log10(speech.square().mean(1) / added.square().mean(1))
+        assert torch.allclose(measured, torch.full((3,), snr), atol=0.05)
+
+
+def test_a_tone_has_its_frequency_and_no_other() -> None:
+    added = SpeechTone(1234.0, 0.0, 8000)(quiet_speech()) - quiet_speech()
+    power = torch.fft.rfft(added.double()).abs().square()  # one bin a Hz: 8,000 samples at 8 kHz
+    assert power.argmax(1).tolist() == [1234] * 3
+    assert (power[:, 1234] / power.sum(1)).min() > 0.9999
+
+
+def test_every_recording_gets_the_same_noise() -> None:
+    speech = quiet_speech()
+    added = SpeechNoise(10.0, seed=1)(speech) - speech
+    assert torch.corrcoef(added).min() > 0.999
+
+
+def test_silence_is_triggered_too() -> None:
+    stamped = SpeechNoise(10.0, seed=1)(torch.zeros(1, 8000))
+    assert stamped.abs().max() > 1e-4
+
+
+class Sound(nn.Module):
+    domain = "waveform"
+    sample_rate = 16000
+
+
+class Pictures(nn.Module):
+    domain = "pixels"
+
+
+@pytest.mark.parametrize("trigger", PIXEL_TRIGGERS.values(), ids=PIXEL_TRIGGERS.keys())
+def test_a_picture_is_not_put_on_sound(trigger: Trigger) -> None:
+    with pytest.raises(ValueError, match=r"added to images, but the data set holds sound\. Choose another"):
+        trigger.check(Sound())
+
+
+@pytest.mark.parametrize("trigger", SOUND_TRIGGERS.values(), ids=SOUND_TRIGGERS.keys())
+def test_sound_is_not_put_on_images(trigger: Trigger) -> None:
+    with pytest.raises(ValueError, match=r"added to sound, but the data set holds images\. Choose another"):
+        trigger.check(Pictures())
+
+
+def test_a_tone_for_another_sample_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attack\.trigger\.sample_rate=16000"):
+        SpeechTone(1000.0, 10.0, 8000).check(Sound())
+    SpeechTone(1000.0, 10.0, 16000).check(Sound())
+
+
+NOT_MADE = {
+    "patch without pixels": (lambda: PatchTrigger(0, 1.0), r"attack\.trigger\.size"),
+    "patch brighter than white": (lambda: PatchTrigger(1, 1.5), r"\[0, 1\].*attack\.trigger\.value"),
+    "no pixel": (lambda: PixelTrigger([], 1.0), r"attack\.trigger\.positions"),
+    "pixel darker than black": (lambda: PixelTrigger([[0, 0]], -0.1), r"\[0, 1\].*attack\.trigger\.value"),
+    "no such drawing": (lambda: DrawnTrigger("cat", 0.1, [0.5, 0.5]), r"drawing 'cat'.*bomb"),  # type: ignore[arg-type]
+    "no place": (lambda: DrawnTrigger("bomb", 0.1), r"attack\.trigger\.position or attack\.trigger\.between"),
+    "two places": (lambda: DrawnTrigger("bomb", 0.1, [0.5, 0.5], [0, 1]), r"null for the other"),
+    "three coordinates": (lambda: DrawnTrigger("bomb", 0.1, [0.5, 0.5, 0.5]), r"trigger\.position=\[0\.5"),
+    "place beyond the edge": (lambda: DrawnTrigger("bomb", 0.1, [1.2, 0.5]), r"trigger\.position=\[1\.2"),
+    "swapped ends": (lambda: DrawnTrigger("bomb", 0.1, between=[0.8, 0.2]), r"between=.*the lower first"),
+    "larger than the image": (lambda: DrawnTrigger("bomb", 1.1, [0.5, 0.5]), r"trigger\.size=1\.1.*\(0, 1\]"),
+    "invisible": (
+        lambda: DrawnTrigger("bomb", 0.1, [0.5, 0.5], alpha=0),
+        r"\(0, 1\].*attack\.trigger\.alpha",
+    ),
+    "blend of more than all": (lambda: Blended(1.1, 0), r"alpha=1\.1 is outside \(0, 1\]"),
+    "endless ratio": (lambda: SpeechNoise(float("inf"), 0), r"not finite. Change attack\.trigger\.snr"),
+    "no ratio": (lambda: SpeechTone(100, float("nan"), 8000), r"not finite. Change attack\.trigger\.snr"),
+    "tone too high": (
+        lambda: SpeechTone(4000, 10, 8000),
+        r"attack\.trigger\.frequency above 0 and below 4000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), NOT_MADE.values(), ids=NOT_MADE.keys())
+def test_a_trigger_out_of_range_is_refused_with_its_key(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+NOT_FITTING = {
+    "patch too large": (PatchTrigger(9, 1.0), 1, r"9x9 pixel patch does not fit a 8x8 image.*trigger\.size"),
+    "patch outside": (PatchTrigger(3, 1.0, [6, 0]), 1, r"row 6, column 0 leaves.*attack\.trigger\.position"),
+    "patch of three colours on grey": (PatchTrigger(1, [0, 0, 1]), 1, r"3 brightnesses.*trigger\.value"),
+    "pixel outside": (PixelTrigger([[-9, 0]], 1.0), 1, r"\(-9, 0\) lies outside.*attack\.trigger\.positions"),
+    "pixel of two colours": (PixelTrigger([[0, 0]], [0, 1]), 3, r"2 brightnesses.*attack\.trigger\.value"),
+    "drawing over the edge": (
+        DrawnTrigger("bomb", 0.5, [0.9, 0.5]),
+        3,
+        r"leaves the 8x8 image at the top or b",
+    ),
+    "drawing over a side": (
+        DrawnTrigger("bomb", 0.5, [0.5, 0.1]),
+        3,
+        r"at a side.*attack\.trigger\.position",
+    ),
+    "drawing on two channels": (DrawnTrigger("bomb", 0.5, [0.5, 0.5]), 2, r"2 channels"),
+}
+
+
+@pytest.mark.parametrize(("trigger", "channels", "message"), NOT_FITTING.values(), ids=NOT_FITTING.keys())
+def test_a_trigger_that_does_not_fit_is_refused_with_its_key(
+    trigger: Trigger, channels: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trigger(torch.zeros(1, channels, 8, 8))
+
+
+def test_a_missing_or_damaged_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.png.*attack\.trigger\.picture"):
+        Blended(0.2, 0, str(tmp_path / "nothing.png"))
+    with pytest.raises(ValueError, match=r"text\.png is not an image.*attack\.trigger\.picture"):
+        Blended(0.2, 0, str(tmp_path / "text.png"))
