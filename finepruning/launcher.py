@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from typing import Any
 from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -66,6 +67,7 @@ class _Job:
     config: DictConfig
     place: Path
     process: ForkServerProcess | None = None
+    reason: Connection | None = None
     started: float = 0.0
     error: str | None = None
 
@@ -79,7 +81,7 @@ class LocalLauncher(Launcher):
 
     def __init__(self, n_jobs: int | None = None) -> None:
         if n_jobs is not None and n_jobs < 1:
-            raise HydraException(
+            raise CompactHydraException(
                 f"hydra.launcher.n_jobs={n_jobs} runs nothing. Set it to 1 or more, or to null."
             )
         self.n_jobs = n_jobs
@@ -110,7 +112,7 @@ class LocalLauncher(Launcher):
             reasons = "\n".join(
                 f"  {job.overrides}: {job.error} (see {job.place / 'run.log'})" for job in failed
             )
-            raise HydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
+            raise CompactHydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
         return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in jobs]
 
     def _job(self, number: int, overrides: Sequence[str]) -> _Job:
@@ -131,7 +133,8 @@ class LocalLauncher(Launcher):
                 while waiting and len(running) < n_jobs:
                     job = waiting.pop(0)
                     job.started = time.perf_counter()
-                    job.process = context.Process(target=_work, args=(job.config, str(job.place)))
+                    job.reason, reason = context.Pipe(duplex=False)
+                    job.process = context.Process(target=_work, args=(job.config, str(job.place), reason))
                     job.process.start()
                     running.append(job)
                 connection.wait([job.process.sentinel for job in running if job.process])
@@ -150,8 +153,7 @@ class LocalLauncher(Launcher):
         if code < 0:
             job.error = f"killed by signal {-code}"
         elif code > 0:
-            lines = (job.place / "run.log").read_text().strip().splitlines()
-            job.error = lines[-1] if lines else f"ended with exit status {code}"
+            job.error = job.reason.recv() if job.reason and job.reason.poll() else f"exit status {code}"
         word = "failed" if job.error else "done"
         log.info("[%d/%d] %s %s, %.0f s", done, total, word, job.overrides, time.perf_counter() - job.started)
 
@@ -163,7 +165,7 @@ def _place(config: DictConfig) -> Path:
     return Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
 
 
-def _work(config: DictConfig, place: str) -> None:
+def _work(config: DictConfig, place: str, reason: Connection) -> None:
     """Run one job in this fresh process, its terminal output going to ``run.log``."""
     Path(place).mkdir(parents=True, exist_ok=True)
     output = os.open(Path(place) / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -179,11 +181,12 @@ def _work(config: DictConfig, place: str) -> None:
             hydra_context=HydraContext(config_loader=None, callbacks=Callbacks()),  # type: ignore[arg-type]
         )
         _ = result.return_value  # reading it raises what the job raised
-    except HydraException as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, CompactHydraException):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        reason.send(str(error) or type(error).__name__)
         sys.exit(1)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 
 
-class Refused(HydraException):
-    """A configuration that cannot be run. Hydra prints it without a traceback."""
+class Refused(CompactHydraException):
+    """A configuration that cannot be run. Hydra prints the sentence, without a traceback."""
 
 
 def run(config: DictConfig) -> None:
@@ -44,6 +44,8 @@ def run(config: DictConfig) -> None:
             log.info("Finished earlier; overwrite=true runs it anew.")
         else:
             record = _new_record(place, config)
+    except InstantiationException as error:  # Hydra wraps what a class's own check says
+        raise Refused(str(error.__cause__ or error)) from error
     except (ValueError, TypeError, OSError) as error:
         raise Refused(str(error)) from error
     if HydraConfig.get().mode == RunMode.RUN:

@@ -1,7 +1,9 @@
 """A configuration becomes objects, all of them built and checked before any training."""
 
 import hashlib
+import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import nn
 
 from finepruning.attacks import Attack
@@ -74,12 +76,23 @@ def _targets(node: Any) -> list[str]:
     return [target for value in node for target in _targets(value)] if isinstance(node, list) else []
 
 
+def _quieten() -> None:
+    """Keep Lightning from saying what a record says, or what does not hold here."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # devices, tips, the end of each fit
+    warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
+    warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
+    warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
+
+
 def build_parts(config: DictConfig) -> Parts:
     """Build and check all parts of a run.
 
     Raises:
         ValueError: If a value is out of range or two parts do not fit each other.
     """
+    _quieten()
     torch.set_num_threads(config.trainer.threads)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
     roles = split_roles(
@@ -152,25 +165,25 @@ def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> It
     if not config.get("logger"):
         yield []
         return
-    more: dict[str, Any] = {}
+    tracked = None
     if config.logger["_target_"].endswith("WandbLogger"):
-        more = {
-            "name": about["name"],
-            "id": hashlib.sha256(str(place.resolve()).encode()).hexdigest()[
-                :16
-            ],  # a rerun goes on with the same run
-            "group": about["group"],
-            "job_type": about["defense"],
-            "tags": [about["dataset"], about["attack"], about["defense"]],
-            "save_dir": str(place),
-            "settings": wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        }
-    logger: Logger = build(config.logger, **more)
-    logger.log_hyperparams(
-        {key: about[key] for key in ("dataset", "model", "attack", "defense", "seed", "config")}
-    )
+        tracked = wandb.init(
+            project=config.logger.project,
+            mode=config.logger.mode,
+            name=about["name"],
+            id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],  # a rerun goes on with it
+            resume="allow",
+            group=about["group"],
+            job_type=about["defense"],
+            tags=[about["dataset"], about["attack"], about["defense"]],
+            dir=place,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
     try:
+        logger: Logger = build(config.logger, **({"experiment": tracked} if tracked else {}))
+        shown = ("dataset", "model", "attack", "defense", "seed", "config")
+        logger.log_hyperparams({key: about[key] for key in shown})
         yield [logger]
     finally:
-        if isinstance(logger, WandbLogger):
-            wandb.finish()
+        if tracked:
+            tracked.finish()

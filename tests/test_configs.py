@@ -1,0 +1,57 @@
+"""Every configuration composes, and every class that it names exists and is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from finepruning.pipeline.build import ALLOWED_TARGETS, build
+from tests.conftest import ROOT, composed
+
+GROUPS = ("dataset", "model", "attack", "defense", "trainer", "logger")
+OPTIONS = [
+    (path.parent.name, path.stem) for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml")
+]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def targets(node: Any) -> list[str]:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    own = [node["_target_"]] if isinstance(node, dict) and "_target_" in node else []
+    return own + [target for child in children for target in targets(child)]
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
+def test_every_option_composes_and_names_what_exists(group: str, option: str) -> None:
+    config = composed(f"{group}={option}")
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    found = targets(plain)
+    assert found
+    assert all(target.startswith(ALLOWED_TARGETS) for target in found)
+    assert all(get_object(target) is not None for target in found)
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
+def test_every_option_says_what_it_is(group: str, option: str) -> None:
+    lines = (ROOT / "conf" / group / f"{option}.yaml").read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# ")
+    assert first.endswith((".", ":", ",")) or len(lines) > 2
+
+
+def test_every_experiment_has_its_page() -> None:
+    missing = [stem for stem in EXPERIMENTS if not (ROOT / "experiments" / f"{stem}.md").exists()]
+    assert not missing
+
+
+def test_a_target_that_is_not_allowed_is_refused() -> None:
+    config = OmegaConf.create({"a": [{"_target_": "os.system", "command": "true"}]})
+    with pytest.raises(ValueError, match=r"'os.system' is not allowed; it must begin with finepruning"):
+        build(config)
+
+
+def test_no_configuration_names_a_path_of_one_machine() -> None:
+    texts = [path.read_text() for path in Path(ROOT / "conf").rglob("*.yaml")]
+    assert not [text for text in texts if "/home/" in text or "/root/" in text]

@@ -1,0 +1,114 @@
+"""A stage is trained once, appears whole or not at all, and is never taken for what other code made."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from finepruning.pruning import add_mask, pruned_channels, set_pruned
+from finepruning.store import Store, _code, load_weights, save_weights
+
+
+def make(directory: Path) -> Mapping[str, Any]:
+    with (directory / "calls").open("a") as file:
+        file.write("called\n")
+    return {"answer": 42}
+
+
+def make_slowly(directory: Path) -> Mapping[str, Any]:
+    time.sleep(0.3)
+    return make(directory)
+
+
+def get(root: Path) -> None:
+    Store(root).stage("suspect", {"seed": 1}, make_slowly)
+
+
+def test_a_stage_is_made_once_and_found_again(tmp_path: Path) -> None:
+    first = Store(tmp_path).stage("suspect", {"seed": 1}, make)
+    again = Store(tmp_path).stage("suspect", {"seed": 1}, make)
+    assert (first.reused, again.reused) == (False, True)
+    assert again.about["result"] == {"answer": 42}
+    assert again.about["made_by"]["seed"] == 1
+    assert (again.directory / "calls").read_text() == "called\n"
+
+
+def test_another_configuration_is_another_stage(tmp_path: Path) -> None:
+    keys = {Store(tmp_path).stage("suspect", {"seed": seed}, make).key for seed in (1, 2)}
+    assert len(keys) == 2
+
+
+def test_other_code_makes_another_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Store(tmp_path).stage("suspect", {"seed": 1}, make)
+    monkeypatch.setattr("finepruning.store.code_version", lambda: "other")
+    assert Store(tmp_path).stage("suspect", {"seed": 1}, make).key != first.key
+
+
+def test_processes_that_start_together_make_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=get, args=(tmp_path,)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert next(tmp_path.glob("suspect/*/calls")).read_text() == "called\n"
+
+
+def test_a_making_that_fails_leaves_no_stage_but_what_it_had(tmp_path: Path) -> None:
+    def fail(directory: Path) -> Mapping[str, Any]:
+        (directory / "last.ckpt").write_text("half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        Store(tmp_path).stage("suspect", {"seed": 1}, fail)
+    assert not list(tmp_path.glob("suspect/*/about.json"))
+    stage = Store(tmp_path).stage("suspect", {"seed": 1}, make)
+    assert (stage.directory / "last.ckpt").read_text() == "half"
+
+
+def test_comments_and_docstrings_are_not_code() -> None:
+    assert _code('def f():\n    """Say."""\n    return 1  # one') == _code("def f():\n    return 1")
+    assert _code("def f():\n    return 1") != _code("def f():\n    return 2")
+
+
+def test_weights_bring_their_masks_back(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    add_mask(network, "1", 4)
+    set_pruned(network, "1", [2])
+    save_weights(network, tmp_path / "weights")
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    load_weights(plain, tmp_path / "weights")
+    images = torch.rand(2, 1, 5, 5)
+    assert pruned_channels(plain) == {"1": [2]}
+    assert torch.equal(plain(images), network(images))
+
+
+def test_weights_without_a_mask_open_it(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    save_weights(network, tmp_path / "weights")
+    add_mask(network, "1", 4)
+    set_pruned(network, "1", [0, 1])
+    load_weights(network, tmp_path / "weights")
+    assert pruned_channels(network) == {"1": []}
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_weights(nn.Linear(2, 2), tmp_path / "weights")
+    with pytest.raises(
+        ValueError, match=r"does not fit the network: missing \['0\.weight'.*unexpected \['bias'"
+    ):
+        load_weights(nn.Sequential(nn.Linear(2, 2)), tmp_path / "weights")
+
+
+def test_what_made_a_stage_can_be_read(tmp_path: Path) -> None:
+    stage = Store(tmp_path).stage("suspect", {"attack": {"poison_rate": 0.1}}, make)
+    about = json.loads((stage.directory / "about.json").read_text())
+    assert about["made_by"]["attack"] == {"poison_rate": 0.1}
+    assert about["seconds"] >= 0
