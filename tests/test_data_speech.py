@@ -106,7 +106,8 @@ def log_mel(**changes: float) -> LogMel:
     return LogMel(**(given | changes))  # type: ignore[arg-type]
 
 
-# librosa 0.11.0: power_to_db(melspectrogram(CHIRP[:4000], sr=8000, n_fft=256, hop_length=800, n_mels=8), top_db=None)
+# librosa 0.11.0, top_db=None: power_to_db of melspectrogram(CHIRP[:4000], sr=8000, n_fft=256, hop_length=800,
+# n_mels=8)
 CHIRP = 0.3 * np.sin(2 * np.pi * 440 * SECOND) + 0.1 * np.sin(2 * np.pi * (100 * SECOND + 700 * SECOND**2))
 LIBROSA = [
     [-4.26053, -0.58142, -0.41286, -1.70685, -1.80640, -4.31204],
@@ -336,7 +337,7 @@ def test_chosen_words_get_their_labels_in_order(commands_root: Path, tmp_path: P
     } == {"yes"}
     with pytest.raises(ValueError, match=r"dataset.words has maybe; each of no, up, yes may be there once"):
         commands(commands_root, ["yes", "maybe"])
-    with pytest.raises(ValueError, match="dataset.words has a word twice"):
+    with pytest.raises(ValueError, match=r"dataset.words has a word twice"):
         commands(commands_root, ["yes", "yes"])
 
 
