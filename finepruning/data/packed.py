@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -141,7 +141,8 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
         about = json.loads((directory / "about.json").read_text())
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="c") for name in about["arrays"]}
         classes, fingerprint = about["classes"], about["fingerprint"]
-        sound = _fingerprint(classes, arrays) == fingerprint
+        untouched = _stamps(directory, arrays) == about["stamps"]  # if not: copied, or damaged
+        sound = untouched or _fingerprint(classes, arrays) == fingerprint
     except FileNotFoundError:
         if directory.exists():
             log.warning("The packed data in %s is incomplete and is made anew.", directory)
@@ -154,6 +155,11 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     fingerprint = hashlib.sha256(f"{fingerprint} {signal!r}".encode()).hexdigest()
     return Packed(**tensors, classes=tuple(classes), fingerprint=fingerprint, signal=signal)
+
+
+def _stamps(directory: Path, arrays: Iterable[str]) -> list[list[int]]:
+    """Return size and date of each array's file: what changes when somebody writes to one."""
+    return [list(_stamp(directory / f"{name}.npy")[1:]) for name in arrays]
 
 
 def _fingerprint(classes: Sequence[str], arrays: dict[str, np.ndarray]) -> str:
@@ -180,7 +186,8 @@ def _write(decoded: Decoded, directory: Path) -> int:
         partial.mkdir()
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
-        (partial / "about.json").write_text(json.dumps(about))
+        stamps = _stamps(partial, arrays)
+        (partial / "about.json").write_text(json.dumps({"stamps": stamps, **about}))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
