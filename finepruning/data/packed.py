@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -141,7 +141,8 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
         about = json.loads((directory / "about.json").read_text())
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="c") for name in about["arrays"]}
         classes, fingerprint = about["classes"], about["fingerprint"]
-        untouched = _stamps(directory, arrays) == about["stamps"]  # if not: copied, or damaged
+        untouched = _seal(directory, classes, about["arrays"], fingerprint) == about["seal"]
+        # A broken seal is a copied cache, or a damaged one.
         sound = untouched or _fingerprint(classes, arrays) == fingerprint
     except FileNotFoundError:
         if directory.exists():
@@ -157,9 +158,10 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
     return Packed(**tensors, classes=tuple(classes), fingerprint=fingerprint, signal=signal)
 
 
-def _stamps(directory: Path, arrays: Iterable[str]) -> list[list[int]]:
-    """Return size and date of each array's file: what changes when somebody writes to one."""
-    return [list(_stamp(directory / f"{name}.npy")[1:]) for name in arrays]
+def _seal(directory: Path, classes: Sequence[str], names: Sequence[str], fingerprint: str) -> str:
+    """Return a hash that changes when somebody writes to a file of the cache: cheaper than all values."""
+    stamps = [_stamp(directory / f"{name}.npy")[1:] for name in names]
+    return hashlib.sha256(json.dumps([stamps, list(classes), fingerprint]).encode()).hexdigest()
 
 
 def _fingerprint(classes: Sequence[str], arrays: dict[str, np.ndarray]) -> str:
@@ -175,19 +177,15 @@ def _write(decoded: Decoded, directory: Path) -> int:
     values = {name: getattr(decoded, name) for name in _ARRAYS}
     arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if value is not None}
     size = sum(array.nbytes for array in arrays.values())
-    about = {
-        "classes": list(decoded.classes),
-        "arrays": list(arrays),
-        "fingerprint": _fingerprint(decoded.classes, arrays),
-    }
+    classes, names, fingerprint = list(decoded.classes), list(arrays), _fingerprint(decoded.classes, arrays)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
-        stamps = _stamps(partial, arrays)
-        (partial / "about.json").write_text(json.dumps({"stamps": stamps, **about}))
+        about = {"seal": _seal(partial, classes, names, fingerprint), "classes": classes, "arrays": names}
+        (partial / "about.json").write_text(json.dumps(about | {"fingerprint": fingerprint}))
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
