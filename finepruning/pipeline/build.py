@@ -96,7 +96,13 @@ def build_parts(config: DictConfig) -> Parts:
     _quieten()
     torch.set_num_threads(config.trainer.threads)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
-    roles = split_roles(packed.train_labels, packed.classes, **config.defender, seed=config.seed)
+    roles = split_roles(
+        packed.train_labels,
+        packed.classes,
+        **config.defender,
+        seed=config.seed,
+        groups=packed.train_groups,
+    )
     train = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
     attacker = train.subset(roles.attacker)
     mean, std = channel_statistics(attacker)

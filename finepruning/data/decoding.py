@@ -1,0 +1,189 @@
+"""Files become arrays: found, read on several threads; one that cannot be read is named or left out."""
+
+import logging
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+from finepruning.data.packed import DATA_VARIABLE, Decoded, data_roots
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["fail", "skip"]
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+CHUNK = 128  # files a thread reads in one go
+
+
+class Examples(NamedTuple):
+    """Files, a label each (N,), and the group (N,) of those that must not be separated."""
+
+    files: Sequence[str]
+    labels: np.ndarray
+    groups: np.ndarray | None = None
+
+    def part(self, rows: np.ndarray) -> "Examples":
+        """Return the examples of ``rows``."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Examples([self.files[row] for row in rows], self.labels[rows], groups)
+
+
+def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
+    """Return the first folder ``name`` that is not empty, in ``FINEPRUNING_DATA``, then in ``data_dir``.
+
+    Args:
+        data_dir: The second place to look in.
+        name: Path of the data set below such a place.
+        how_to_get: A sentence for who has not got it.
+
+    Raises:
+        FileNotFoundError: If there is none; the message says where it was looked for.
+    """
+    places = [root / name for root in data_roots(data_dir)]
+    for place in places:
+        if place.is_dir() and any(place.iterdir()):
+            return place
+    raise FileNotFoundError(
+        f"No data in {' or '.join(str(place) for place in places)}. {how_to_get} Then set {DATA_VARIABLE} or "
+        f"data_dir to the folder that holds {name}."
+    )
+
+
+def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) -> tuple[Examples, list[str]]:
+    """Return the files of each sub-folder of ``root`` in order, and the sub-folders' names: the classes.
+
+    Args:
+        root: A folder with one sub-folder a class. Hidden ones, and files of other kinds, are passed over.
+        extensions: Endings of the files that count, in lower case.
+        min_files: Classes with fewer files are left out. At least 1, where an empty one is an error.
+
+    Raises:
+        ValueError: If a class is empty, or fewer than two are left.
+    """
+    files: list[str] = []
+    labels: list[int] = []
+    classes: list[str] = []
+    for folder in sorted(entry.path for entry in os.scandir(root) if _is_class(entry)):
+        found = sorted(e.path for e in os.scandir(folder) if e.name.lower().endswith(extensions))
+        if not found and min_files == 1:
+            raise ValueError(
+                f"The class folder {folder} holds no file that ends in {', '.join(extensions)}. "
+                "Fill it or remove it."
+            )
+        if len(found) >= min_files:
+            files += found
+            labels += [len(classes)] * len(found)
+            classes.append(Path(folder).name)
+    if len(classes) < 2:
+        needed = f" with at least {min_files} files" if min_files > 1 else ""
+        raise ValueError(
+            f"{root} has {len(classes)} class folder{'s' * (len(classes) != 1)}{needed}; a classifier needs "
+            "two or more: one sub-folder a class."
+        )
+    return Examples(files, np.array(labels, dtype=np.int64)), classes
+
+
+def _is_class(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir() and not entry.name.startswith((".", "_"))
+
+
+def split_stratified(
+    examples: Examples, classes: Sequence[str], test_share: float
+) -> tuple[Examples, Examples]:
+    """Return training and test examples: the same fixed share of each class, whatever the run's seed.
+
+    Raises:
+        ValueError: If the share is out of range or a class is too small for it.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"dataset.test_share={test_share:g} leaves one side empty. Choose it inside (0, 1).")
+    sizes = np.bincount(examples.labels, minlength=len(classes))
+    small = int(sizes.argmin())
+    if sizes[small] < 2 or round(test_share * sizes.sum()) < len(classes):
+        raise ValueError(
+            f"Class {classes[small]!r} has {sizes[small]} files, and {len(classes)} classes with "
+            f"{sizes.sum()} files are to be divided with dataset.test_share={test_share:g}: not every class "
+            "gets a test file. Raise dataset.test_share or add files."
+        )
+    rows = np.arange(len(examples.labels))
+    train, test = train_test_split(rows, test_size=test_share, stratify=examples.labels, random_state=0)
+    return examples.part(np.sort(train)), examples.part(np.sort(test))
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise ValueError if ``on_error`` is not a choice."""
+    if on_error not in ("fail", "skip"):
+        raise ValueError(f"dataset.on_error={on_error!r} is unknown; choose fail or skip.")
+
+
+def decode_examples(
+    train: Examples,
+    test: Examples,
+    classes: Sequence[str],
+    read: Callable[[str], np.ndarray],
+    shape: tuple[int, ...],
+    on_error: OnError,
+    dtype: DTypeLike = np.uint8,
+) -> Decoded:
+    """Read all files.
+
+    Args:
+        train: What to train on.
+        test: What the referee scores on.
+        classes: The classes' names.
+        read: Returns the values of one file, of ``shape`` and ``dtype``; called on several threads.
+        shape: Shape of one example.
+        on_error: ``"fail"`` names the first file that cannot be read; ``"skip"`` leaves such files out and
+            says how many there were.
+        dtype: Type of its values.
+    """
+    train_values, train_kept = read_files(train.files, read, shape, on_error, dtype)
+    test_values, test_kept = read_files(test.files, read, shape, on_error, dtype)
+    train, test = train.part(train_kept), test.part(test_kept)
+    return Decoded(train_values, train.labels, test_values, test.labels, classes, train.groups)
+
+
+def read_files(
+    files: Sequence[str],
+    read: Callable[[str], np.ndarray],
+    shape: tuple[int, ...],
+    on_error: OnError,
+    dtype: DTypeLike = np.uint8,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values (M, ``*shape``) of the files that can be read, and their places (M,) in ``files``.
+
+    Raises:
+        ValueError: If a file cannot be read and ``on_error`` is ``"fail"``; the message names it.
+    """
+    values = np.empty((len(files), *shape), dtype)
+    failed: dict[int, str] = {}
+
+    def fill(rows: range) -> None:
+        for row in rows:
+            try:
+                values[row] = read(files[row])
+            except UNREADABLE as error:
+                if on_error == "fail":
+                    raise ValueError(
+                        f"{files[row]} cannot be read ({error}). Replace the file, or set "
+                        "dataset.on_error=skip to leave such files out."
+                    ) from error
+                failed[row] = files[row]
+
+    chunks = [range(start, min(start + CHUNK, len(files))) for start in range(0, len(files), CHUNK)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(fill, chunks):
+            pass
+    if not failed:
+        return values, np.arange(len(files))
+    kept = np.array([row for row in range(len(files)) if row not in failed], dtype=np.int64)
+    names = ", ".join(failed[row] for row in sorted(failed)[:5]) + (", ..." if len(failed) > 5 else "")
+    log.warning("Left out %d of %d files that cannot be read: %s", len(failed), len(files), names)
+    return values[kept], kept

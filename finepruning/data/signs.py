@@ -1,0 +1,196 @@
+"""Traffic signs: the German benchmark and Italian street photographs."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from finepruning.data.decoding import Examples, OnError, find_folder, list_classes
+from finepruning.data.image_files import ImageFiles
+from finepruning.data.packed import DATA_VARIABLE, data_roots
+from finepruning.data.splits import split_groups
+
+GERMAN_SIGNS = (
+    "speed limit 20",
+    "speed limit 30",
+    "speed limit 50",
+    "speed limit 60",
+    "speed limit 70",
+    "speed limit 80",
+    "end of speed limit 80",
+    "speed limit 100",
+    "speed limit 120",
+    "no passing",
+    "no passing for trucks",
+    "right of way at the next intersection",
+    "priority road",
+    "yield",
+    "stop",
+    "no vehicles",
+    "no trucks",
+    "no entry",
+    "danger",
+    "dangerous curve to the left",
+    "dangerous curve to the right",
+    "double curve",
+    "bumpy road",
+    "slippery road",
+    "road narrows on the right",
+    "road work",
+    "traffic signals",
+    "pedestrians",
+    "children crossing",
+    "bicycles crossing",
+    "ice or snow",
+    "wild animals crossing",
+    "end of all limits",
+    "turn right ahead",
+    "turn left ahead",
+    "ahead only",
+    "straight or right",
+    "straight or left",
+    "keep right",
+    "keep left",
+    "roundabout",
+    "end of no passing",
+    "end of no passing for trucks",
+)
+
+
+class GTSRB(ImageFiles):
+    """The German Traffic Sign Recognition Benchmark: 39,209 training and 12,630 official test images.
+
+    Source: Stallkamp et al. 2012, Neural Networks 32. Looked for in ``FINEPRUNING_DATA``, then in
+        ``data_dir``, then downloaded there.
+
+    The training images are tracks of 30 pictures of one sign. Tracks are split between the roles: the
+    smallest classes have seven of them, too few to keep together. Test images are of other signs.
+
+    Args:
+        data_dir: Folder with ``gtsrb``, or the folder that a download may fill.
+        size: Height and width that images are scaled to, in pixels.
+        on_error: ``"fail"`` names the first image that cannot be read, ``"skip"`` leaves such images out.
+
+    Raises:
+        FileNotFoundError: If the images lie in none of the places and cannot be downloaded.
+        ValueError: If a value is out of range or the folder is not whole.
+    """
+
+    def __init__(self, data_dir: str, size: Sequence[int], on_error: OnError) -> None:
+        self.root = self._find(data_dir)
+        self.annotations = self.root / "GT-final_test.csv"
+        super().__init__(
+            self._list_training(),
+            self._list_test(),
+            GERMAN_SIGNS,
+            size=size,
+            channels=3,
+            on_error=on_error,
+        )
+
+    def files(self) -> Sequence[str]:
+        """Return the images' paths and the test labels' file."""
+        return [*super().files(), str(self.annotations)]
+
+    def _list_training(self) -> Examples:
+        root = self.root / "GTSRB" / "Training"
+        examples, folders = list_classes(root, (".ppm",))
+        if folders != [f"{label:05}" for label in range(len(GERMAN_SIGNS))]:
+            raise ValueError(
+                f"{root} has {len(folders)} class folders instead of 00000..00042. Delete the folder gtsrb "
+                "and run again to download it, or copy it anew."
+            )
+        return examples
+
+    def _list_test(self) -> Examples:
+        try:
+            with self.annotations.open(newline="") as file:
+                rows = [(row["Filename"], int(row["ClassId"])) for row in csv.DictReader(file, delimiter=";")]
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.annotations} does not tell the test images' labels ({error!r}). Download or copy it "
+                "anew."
+            ) from error
+        folder = self.root / "GTSRB" / "Final_Test" / "Images"
+        return Examples([f"{folder}/{name}" for name, _ in rows], np.array([label for _, label in rows]))
+
+    @staticmethod
+    def _find(data_dir: str) -> Path:
+        roots = [root / "gtsrb" for root in data_roots(data_dir)]
+        for root in roots:
+            if (root / "GTSRB" / "Training").is_dir() and (root / "GTSRB" / "Final_Test").is_dir():
+                return root
+        try:
+            for split in ("train", "test"):
+                torchvision.datasets.GTSRB(data_dir, split, download=True)
+        except (RuntimeError, OSError) as error:
+            looked = ", ".join(str(root) for root in roots)
+            raise FileNotFoundError(
+                f"GTSRB was not found (looked in {looked}) and the download failed ({error}). Set "
+                f"{DATA_VARIABLE} to a folder that holds gtsrb/GTSRB, or set data_dir to one, or connect to "
+                "the internet for the download."
+            ) from error
+        return Path(data_dir) / "gtsrb"
+
+
+class ItalianSigns(ImageFiles):
+    """Italian traffic signs, cut out of street photographs: 3,456 images of 49 classes.
+
+    Source: github.com/marcomoauro/traffic-sign-dataset, classes with at least 30 images. A file's name is
+        ``<frame>_<box>``; all boxes of a frame stay on one side of every split, since they share light,
+        camera and often the very sign.
+
+    Args:
+        data_dir: Folder with ``italian_signs``, looked for after ``FINEPRUNING_DATA``.
+        size: Height and width that images are scaled to, in pixels.
+        test_share: Share of each class for the test set, in (0, 1), as nearly as whole frames allow.
+        on_error: ``"fail"`` names the first image that cannot be read, ``"skip"`` leaves such images out.
+
+    Raises:
+        FileNotFoundError: If the images lie in none of the places.
+        ValueError: If a value is out of range or a file's name has no frame.
+    """
+
+    def __init__(self, data_dir: str, size: Sequence[int], test_share: float, on_error: OnError) -> None:
+        if not 0 < test_share < 1:
+            raise ValueError(
+                f"dataset.test_share={test_share:g} leaves one side empty. Choose it inside (0, 1)."
+            )
+        root = find_folder(
+            data_dir, "italian_signs", "Cut the signs out of marcomoauro/traffic-sign-dataset on GitHub."
+        )
+        examples, classes = list_classes(root, (".png",))
+        frames = np.array([_frame(file) for file in examples.files])
+        train, test = split_whole(examples._replace(groups=frames), classes, test_share)
+        super().__init__(train, test, classes, size=size, channels=3, on_error=on_error)
+
+
+def split_whole(examples: Examples, classes: Sequence[str], test_share: float) -> tuple[Examples, Examples]:
+    """Return training and test examples, no group divided, whatever the run's seed.
+
+    Raises:
+        ValueError: If a class comes out empty.
+    """
+    sizes = np.bincount(examples.labels).tolist()
+    quota = [round(test_share * size) for size in sizes]
+    labels, groups = torch.from_numpy(examples.labels), torch.from_numpy(examples.groups)
+    part = split_groups(labels, groups, [quota], torch.Generator().manual_seed(0)).numpy()
+    train, test = (examples.part(np.flatnonzero(part == side)) for side in (0, 1))
+    for name, side in (("training", train), ("test", test)):
+        found = np.bincount(side.labels, minlength=len(sizes))
+        if not found.all():
+            raise ValueError(
+                f"Class {classes[int(found.argmin())]!r} has no {name} image with dataset.test_share="
+                f"{test_share:g}, frames kept whole. Change it."
+            )
+    return train, test
+
+
+def _frame(file: str) -> int:
+    frame, _, box = Path(file).stem.partition("_")
+    if not (frame.isdecimal() and box.isdecimal()):
+        raise ValueError(f"{file} is not named <frame>_<box>.png, both of them numbers.")
+    return int(frame)
