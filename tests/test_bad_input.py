@@ -26,7 +26,7 @@ REFUSED = {
     "attack.trigger.position=[14,14]": r"leaves the 16x16 image\. Change attack\.trigger\.position",
     "attack.poison_rate=0": r"Poison rate 0 is outside \(0, 1\]\. Change attack\.poison_rate",
     "attack.poison_rate=1.5": r"Poison rate 1\.5 is outside \(0, 1\]",
-    "attack.poison_rate=1.0": r"only \d+ of the 1211 training images would change their label",
+    "attack.poison_rate=1.0": r"only \d+ of the 1211 training images are eligible",
     "attack.poison_rate=0.0001": r"is not even one\. Raise attack\.poison_rate",
     "attack.poisoning=mix": r"attack\.poisoning is 'mix'; it can be 'replace' or 'add'",
     "defender.fraction=0": r"defender\.fraction=0 leaves one side without an image",

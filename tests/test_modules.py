@@ -60,12 +60,12 @@ def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, li
     defender = DefenderData(digits.subset(roles.tuning), digits.subset(roles.validation), 64, 1)
     clean = digits.subset(roles.attacker)
     if issubclass(kind, PrunedClassifier):
-        return kind(network(learned()), [LAYER], SHAPE, **TRAINING), defender, [PruneChannels(0.1)]
+        return kind(network(learned()), [LAYER], SHAPE, **TRAINING), defender, [PruneChannels(max_drop=0.1)]
     if issubclass(kind, BackdooredClassifier):
         attack = Attack(PatchTrigger(2, 1.0), 0.1, target_label=0)
         return (
             kind(network(), **TRAINING),
-            AttackerData(attack.poison(clean), [clean, attack.targeted(clean)], 64, 1),
+            AttackerData(attack.poison(clean), [clean, attack.watched(clean)], 64, 1),
             [],
         )
     return kind(network(), **TRAINING), AttackerData(clean, [clean], 64, 1), []
