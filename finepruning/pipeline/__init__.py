@@ -19,7 +19,7 @@ from rich.console import Console
 
 from finepruning import record as records
 from finepruning.dashboard import comparison
-from finepruning.pipeline.names import choices_hash
+from finepruning.pipeline.resolvers import choices_hash
 
 __all__ = ["Refused", "run"]
 

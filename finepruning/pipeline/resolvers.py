@@ -1,7 +1,8 @@
-"""Names of runs: two runs of different configurations never share one."""
+"""What configurations may ask for with ``${...}``: the hash in a run's name, and this CPU's precision."""
 
 import hashlib
 import json
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,4 +17,11 @@ def choices_hash(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the faster precision here: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``."""
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
+
+
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)
+OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
