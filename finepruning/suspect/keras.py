@@ -1,0 +1,198 @@
+"""Keras weights in HDF5 become weights of a PyTorch network.
+
+Kernels are (height, width, in, out) there and (out, in, height, width) here; images are flattened with the
+channels last there and first here.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finepruning.suspect.weights import UnreadableError
+
+KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
+LARGEST = 8 * 2**30  # bytes of one file's arrays
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, dict[str, Tensor]]
+
+
+def read_keras(path: Path) -> Arrays:
+    """Return the arrays of each layer of a Keras file of weights, by the layer's name and the array's.
+
+    Links to other files, arrays stored elsewhere and objects are refused.
+
+    Raises:
+        UnreadableError: If the file is damaged or holds anything else.
+    """
+    if not path.is_file():
+        raise UnreadableError(f"{path} is not a file. Change suspect.weights.")
+    layers: Arrays = {}
+    try:
+        with h5py.File(path, "r") as file:
+            root = file["model_weights"] if "model_weights" in file else file
+            found = [(name, array) for name, array in _arrays(root, "") if "/" in name]
+            if sum(array.nbytes for _, array in found) > LARGEST:
+                raise UnreadableError(f"The arrays of {path} are larger than {LARGEST / 2**30:.0f} GiB.")
+            for name, array in found:
+                layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[1].split(":")[0]
+                layers.setdefault(layer, {})[leaf] = torch.from_numpy(np.asarray(array[()], dtype=np.float32))
+    except UnreadableError:
+        raise
+    except Exception as error:  # HDF5 raises anything on a hostile file
+        raise UnreadableError(f"{path} is not a sound HDF5 file ({type(error).__name__}: {error}).") from error
+    if not layers:
+        raise UnreadableError(f"{path} holds no layer with weights. Save it with Keras's save_weights, as HDF5.")
+    return layers
+
+
+def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
+    """Return the numeric arrays in a group and its groups, by path."""
+    found: list[tuple[str, h5py.Dataset]] = []
+    if place.count("/") > 8:
+        raise UnreadableError(f"The groups at {place} of the HDF5 file are nested too deep.")
+    for name in group:
+        here = f"{place}/{name}".lstrip("/")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise UnreadableError(f"{here} in the HDF5 file links to another place, which is refused.")
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            found += _arrays(item, here) if name != "optimizer_weights" else []
+        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+            raise UnreadableError(f"{here} in the HDF5 file is stored elsewhere, which is refused.")
+        elif item.dtype.kind in "fiu":
+            found.append((here, item))
+        else:
+            raise UnreadableError(f"{here} in the HDF5 file holds {item.dtype}, not numbers.")
+    return found
+
+
+def from_keras(
+    arrays: Arrays,
+    network: nn.Module,
+    image_shape: Sequence[int],
+    layer_map: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """Return weights by the names of ``network``.
+
+    Args:
+        arrays: What :func:`read_keras` gives.
+        network: The network that they are for; it is run once, on nothing, to see what is flattened.
+        image_shape: (C, H, W) of the images.
+        layer_map: Keras's name for each layer of the network that has weights. None pairs names that are
+            equal but for case, dots, dashes and underscores: conv_1 is conv1.
+
+    Raises:
+        UnreadableError: If layers cannot be paired, or one is of a kind that is not known.
+    """
+    layers = {
+        name: module
+        for name, module in network.named_modules()
+        if name and any(True for _ in module.parameters(recurse=False))
+    }
+    pairs = dict(layer_map) if layer_map else _pair(layers, arrays)
+    unknown = [name for name in pairs if name not in layers]
+    absent = [theirs for theirs in pairs.values() if theirs not in arrays]
+    unpaired = [name for name in layers if name not in pairs]
+    unused = [theirs for theirs in arrays if theirs not in pairs.values()]
+    if unknown or absent or unpaired or unused:
+        raise UnreadableError(
+            f"The layers of the file, {', '.join(arrays)}, do not pair with the network's, {', '.join(layers)}: "
+            f"{_first([*unpaired, *unknown])} of the network and {_first([*unused, *absent])} of the file are "
+            "left. Choose another model, or write suspect.layer_map: {layer of the network: layer of the file}."
+        )
+    flattened = _flattened(network, image_shape)
+    state: dict[str, Tensor] = {}
+    for name, theirs in pairs.items():
+        for leaf, values in _convert(name, layers[name], arrays[theirs], flattened.get(name)).items():
+            state[f"{name}.{leaf}"] = values.contiguous()
+    return state
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) or "none"
+
+
+def _pair(layers: Mapping[str, nn.Module], arrays: Arrays) -> dict[str, str]:
+    """Return the layers whose names are the same letters and digits."""
+    theirs = {"".join(filter(str.isalnum, name)).lower(): name for name in arrays}
+    plain = {name: "".join(filter(str.isalnum, name.rpartition(".")[2])).lower() for name in layers}
+    return {name: theirs[key] for name, key in plain.items() if key in theirs}
+
+
+@torch.no_grad()
+def _flattened(network: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape (C, H, W) that each linear layer's inputs had before they were flattened."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
+    alive: list[Tensor] = []  # so that no address is used twice
+
+    def after_flatten(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        alive.append(output)
+        if inputs[0].ndim == 4:
+            shapes[output.data_ptr()] = tuple(inputs[0].shape[1:])
+
+    def before_linear(name: str, inputs: tuple[Tensor, ...]) -> None:
+        shape = shapes.get(inputs[0].data_ptr())
+        if shape is not None:
+            found[name] = shape
+
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Flatten):
+            handles.append(module.register_forward_hook(after_flatten))
+        elif isinstance(module, nn.Linear):
+            handles.append(
+                module.register_forward_pre_hook(lambda _, inputs, name=name: before_linear(name, inputs))
+            )
+    training = network.training
+    try:
+        network.eval()(torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0)))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _convert(
+    name: str, layer: nn.Module, given: Mapping[str, Tensor], flattened: tuple[int, ...] | None
+) -> dict[str, Tensor]:
+    """Return a layer's weights in PyTorch's order."""
+    if isinstance(layer, nn.Conv2d) and given.keys() <= {"kernel", "bias"} and _ndim(given, "kernel", 4):
+        return _renamed(given, {"kernel": "weight", "bias": "bias"}) | {
+            "weight": given["kernel"].permute(3, 2, 0, 1)
+        }
+    if isinstance(layer, nn.Linear) and given.keys() <= {"kernel", "bias"} and _ndim(given, "kernel", 2):
+        kernel = given["kernel"]
+        if flattened is not None and len(kernel) == np.prod(flattened):
+            channels, height, width = flattened
+            kernel = kernel.reshape(height, width, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+        return _renamed(given, {"kernel": "weight", "bias": "bias"}) | {"weight": kernel.T}
+    if isinstance(layer, NORMS) and _ndim(given, "moving_mean", 1) and _ndim(given, "moving_variance", 1):
+        ones = torch.ones_like(given["moving_mean"])
+        return {
+            "weight": given.get("gamma", ones),
+            "bias": given.get("beta", torch.zeros_like(ones)),
+            "running_mean": given["moving_mean"],
+            "running_var": given["moving_variance"] + (KERAS_EPSILON - layer.eps),
+        }
+    raise UnreadableError(
+        f"{name} is a {type(layer).__name__}; the arrays given for it are "
+        f"{', '.join(f'{leaf} {tuple(values.shape)}' for leaf, values in given.items())}. Convolutions, linear "
+        "layers and BatchNorm can be read from Keras. Change model, or suspect.layer_map."
+    )
+
+
+def _ndim(given: Mapping[str, Tensor], leaf: str, ndim: int) -> bool:
+    return leaf in given and given[leaf].ndim == ndim
+
+
+def _renamed(given: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    return {names[leaf]: values for leaf, values in given.items()}

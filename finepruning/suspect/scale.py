@@ -1,0 +1,92 @@
+"""What a stranger's network takes for white, and a warning where the guess looks wrong."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from finepruning.data import ImageSet
+from finepruning.metrics import Rate, clean_hits
+from finepruning.networks import Normalise
+
+SUSPICIOUS = 0.5  # accuracy on the defender's images below which the input's scale is doubted
+SAMPLE = 512  # images that are tried
+
+
+def normalisation(
+    white: Literal[1, 255], mean: float | Sequence[float], std: float | Sequence[float], channels: int
+) -> dict[str, list[float]]:
+    """Return the mean and deviation, in [0, 1], that give a network the input it was trained with.
+
+    Args:
+        white: What it takes for white, 1 or 255.
+        mean: Subtracted from its input, in units where white is ``white``; one number or one a channel.
+        std: What it is divided by then, above 0, in the same units; likewise.
+        channels: Channels of the images.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    if white not in (1, 255):
+        raise ValueError(f"suspect.white={white} is unknown; a network takes 1 or 255 for white.")
+    result = {}
+    for key, given in (("mean", mean), ("std", std)):
+        values = [float(given)] if isinstance(given, int | float) else [float(value) for value in given]
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"suspect.{key} has {len(values)} numbers, and images have {channels} channels. Give it one, "
+                "or one a channel."
+            )
+        result[key] = [value / white for value in (values * channels if len(values) == 1 else values)]
+    if min(result["std"]) <= 0:
+        raise ValueError(f"suspect.std={std} must be above 0.")
+    return result
+
+
+@torch.no_grad()
+def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str | None:
+    """Return what to say if so few of the defender's images are classified correctly that the input looks wrong.
+
+    Args:
+        network: The suspect.
+        images: Clean images of the defender.
+        num_classes: Number of classes.
+    """
+    images = images.subset(torch.arange(len(images))[:: max(1, len(images) // SAMPLE)])
+    accuracy = _accuracy(network, images)
+    if accuracy.value >= SUSPICIOUS:
+        return None
+    said = (
+        f"The suspect classifies {accuracy.hits} of {accuracy.total} clean validation images correctly "
+        f"({accuracy.value:.1%}; chance is {1 / num_classes:.1%}). Its input may be scaled wrongly: check "
+        "suspect.white, suspect.mean and suspect.std."
+    )
+    for factor in (255.0, 1 / 255):
+        with _scaled(network, factor):
+            other = _accuracy(network, images)
+        if other.value > accuracy.value + 0.1:
+            said += f" With inputs {factor:.3g} times as large it would be {other.value:.1%}."
+    return said + " Or the labels are not those that it was trained with."
+
+
+def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    network.eval()
+    hits = sum(int(clean_hits(network(x).argmax(-1), y)[0]) for x, y in images.batches(256, device))
+    return Rate(hits, len(images))
+
+
+@contextmanager
+def _scaled(network: nn.Module, factor: float) -> Iterator[None]:
+    """Let a network see larger inputs for a while."""
+    layers = [layer for layer in network.modules() if isinstance(layer, Normalise)]
+    kept = [layer.std.clone() for layer in layers]
+    for layer in layers:
+        layer.std.div_(factor)
+    try:
+        yield
+    finally:
+        for layer, std in zip(layers, kept, strict=True):
+            layer.std.copy_(std)
