@@ -60,8 +60,11 @@ def attack_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) ->
 
 
 def robust_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Count triggered images classified as their true class, over the images of :func:`attack_hits`."""
-    eligible = labels != attacker_labels
+    """Count triggered images classified as their true class, over the images of :func:`attack_hits`.
+
+    A label below 0 is an unknown class; such images are not counted.
+    """
+    eligible = (labels != attacker_labels) & (labels >= 0)
     return ((predictions == labels) & eligible).sum(-1), eligible.sum()
 
 

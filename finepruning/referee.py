@@ -3,17 +3,34 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from finepruning.attacks import Attack
 from finepruning.data import ImageSet
 from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, robust_hits
 from finepruning.pruning import Channel, cut_at, step_predictions
 
 DEAD_BELOW = 0.5
 BATCH_SIZE = 256
+
+
+class Triggering(Protocol):
+    """What the referee asks of an attack: of one that was made here, or of a stranger's that is known."""
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether any wrong class will do."""
+        ...
+
+    def wanted(self, images: ImageSet) -> Tensor:
+        """Return the attacker's label (M,) for each triggered image."""
+        ...
+
+    def stamp(self, images: ImageSet) -> ImageSet:
+        """Return the triggered images (M) with their true labels, -1 where those are not known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class Scores:
 
 
 def score(
-    network: nn.Module, test: ImageSet, attack: Attack | None, device: torch.device | str = "cpu"
+    network: nn.Module, test: ImageSet, attack: Triggering | None, device: torch.device | str = "cpu"
 ) -> Scores:
     """Score a network: one pass over the clean test images, one over the triggered ones.
 
@@ -81,7 +98,7 @@ def score_steps(
     layers: Sequence[str],
     order: Sequence[Channel],
     test: ImageSet,
-    attack: Attack | None,
+    attack: Triggering | None,
     device: torch.device | str = "cpu",
 ) -> list[Scores]:
     """Score a network before the first and after each channel of ``order`` is pruned, in two passes."""

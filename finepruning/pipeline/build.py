@@ -22,6 +22,17 @@ from torch import nn
 from finepruning.attacks import Attack
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier
+from finepruning.suspect import (
+    KnownAttack,
+    find_file,
+    load_suspect,
+    network_hash,
+    normalisation,
+    scale_warning,
+    split_defender,
+)
+
+log = logging.getLogger(__name__)
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
 OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
@@ -39,8 +50,25 @@ class Defense:
 
 
 @dataclass(frozen=True)
+class Suspect:
+    """A network that somebody else trained.
+
+    Args:
+        weights: The file.
+        hash: Of its weights, and of the program that defines it, if one does.
+        attack: What is known of the attack.
+        warning: What looks wrong with its input, if anything.
+    """
+
+    weights: Path
+    hash: str
+    attack: KnownAttack | None
+    warning: str | None
+
+
+@dataclass(frozen=True)
 class Parts:
-    """Everything that a run is made of. ``network`` is the suspect, still untrained."""
+    """Everything that a run is made of. ``network`` is the suspect: still untrained, or a stranger's."""
 
     packed: Packed
     network: nn.Module
@@ -49,6 +77,7 @@ class Parts:
     attack: Attack | None
     defense: Defense | None
     augment: nn.Module | None
+    suspect: Suspect | None = None
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -96,6 +125,8 @@ def build_parts(config: DictConfig) -> Parts:
     _quieten()
     torch.set_num_threads(config.trainer.threads)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
+    if config.get("suspect"):
+        return _build_suspect(config, packed)
     roles = split_roles(
         packed.train_labels,
         packed.classes,
@@ -122,6 +153,48 @@ def build_parts(config: DictConfig) -> Parts:
         attack=attack,
         defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
         augment=augment,
+    )
+
+
+def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
+    """Build the parts of a run whose suspect comes in a file."""
+    options: dict[str, Any] = OmegaConf.to_container(config.suspect, resolve=True)  # type: ignore[assignment]
+    if not options["weights"]:
+        raise ValueError("attack=suspect needs suspect.weights: the file of a network that somebody trained.")
+    weights = find_file(options["weights"], "suspect.weights")
+    train = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+    test = ImageSet.whole(packed.test, packed.test_labels, packed.signal)
+    roles = split_defender(
+        packed.train_labels,
+        options["fraction"],
+        config.defender.validation_share,
+        config.seed,
+        packed.train_groups,
+    )
+    shape = train.image_shape
+    facts = {"image_shape": shape, "num_classes": len(packed.classes)}
+    facts |= normalisation(options["white"], options["mean"], options["std"], shape[0])
+    seed_everything(config.seed, verbose=False)
+    network, tuned = build(config.model, **facts), build(config.model, **facts)
+    load_suspect(network, weights, shape, len(packed.classes), options["layer_map"])
+    attack: KnownAttack | None = build(config.get("attack"))
+    if attack is not None:
+        attack.check(test, packed.classes)
+    warning = scale_warning(network, train.subset(roles.validation), len(packed.classes))
+    if warning is not None:
+        log.warning(warning)
+    augment = build(config.training.get("augment"))
+    program = config.model.get("file")
+    programs = [find_file(program, "model.file")] if program else []
+    return Parts(
+        packed=packed,
+        network=network,
+        attacker=train.subset(roles.attacker),
+        test=test,
+        attack=None,
+        defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        augment=augment,
+        suspect=Suspect(weights, network_hash(network, *programs), attack, warning),
     )
 
 

@@ -12,14 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from finepruning.callbacks import PruneChannels
 from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import BackdooredClassifier, Classifier, CleanClassifier
 from finepruning.pipeline.build import Defense, Parts, build_trainer
-from finepruning.pruning import Channel
-from finepruning.referee import Scores, score, score_steps
+from finepruning.pruning import Channel, GoodNet
+from finepruning.referee import Scores, Triggering, score, score_steps
 from finepruning.store import WEIGHTS, Stage, Store, save_weights
+from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +51,14 @@ class Run:
         made_by = {key: self._plain.get(key) for key in SUSPECT_KEYS} | {
             "data": self.parts.packed.fingerprint
         }
+        if self.parts.suspect is not None:
+            made_by["suspect"] = {**self._plain["suspect"], "hash": self.parts.suspect.hash}
         stages = {"suspect": store.stage("suspect", made_by, self._train_suspect)}
         network = stages["suspect"].load_into(self.parts.network)
         start = time.perf_counter()
-        scores = {"suspect": score(network, self.parts.test, self.parts.attack, self._device)}
+        scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
         steps: list[dict[str, Any]] = []
+        repair: dict[str, Any] = {}
         if self.parts.defense is not None:
             made_by["defense"] = self._plain["defense"]
             defense = self.parts.defense
@@ -64,14 +69,17 @@ class Run:
             stages["suspect"].load_into(defense.module.network)
             steps = self._score_curve(defense, stages["defended"])
             defended = stages["defended"].load_into(defense.module.network)
-            scores["defended"] = score(defended, self.parts.test, self.parts.attack, self._device)
+            scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
+            repair = self._write_repair(network, defended, scores)
         self._log(scores)
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         return {
             "status": "finished",
             "scores": {
-                name: scores.get(name, scores["suspect"]).to_record() for name in ("suspect", "defended")
+                name: scores.get(name, scores["suspect"]).to_record()
+                for name in ("suspect", "defended", *scores)
             },
+            **repair,
             "dead": scores["suspect"].dead,
             "pruning": steps,
             "stages": {name: stage.key for name, stage in stages.items()},
@@ -79,7 +87,10 @@ class Run:
         }
 
     def _train_suspect(self, directory: Path) -> Mapping[str, Any]:
-        """Train a network as its maker would, poisoned if there is an attack."""
+        """Train a network as its maker would, poisoned if there is an attack; keep a stranger's as it is."""
+        if self.parts.suspect is not None:
+            save_weights(self.parts.network, directory / WEIGHTS)
+            return {}
         log.info("Training the suspect network ...")
         trainer = self.config.trainer
         options = self._plain["training"] | {
@@ -138,9 +149,38 @@ class Run:
         order = [Channel(*channel) for channel in curve["order"]]
         layers = list(dict.fromkeys(channel.layer for channel in order))
         scores = score_steps(
-            defense.module.network, layers, order, self.parts.test, self.parts.attack, self._device
+            defense.module.network, layers, order, self.parts.test, self._scored_attack, self._device
         )
         return [_step(number, curve, order, scores[number]) for number in range(len(scores))]
+
+    def _write_repair(
+        self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]
+    ) -> dict[str, Any]:
+        """Score a stranger's network and the repaired one as a pair, write the latter and its page."""
+        suspect, test = self.parts.suspect, self.parts.test
+        if suspect is None:
+            return {}
+        scores["goodnet"] = score(GoodNet(network, defended), test, self._scored_attack, self._device)
+        alike = agreement(network, defended, test)
+        directory = self.place / "repaired"
+        channels = write_repaired(defended, directory)
+        if self.config.suspect.onnx:
+            write_onnx(defended, directory / "network.onnx", test.image_shape)
+        files = sorted(path.name for path in directory.iterdir())
+        page = repair_report(
+            suspect.weights.name,
+            self.config.name,
+            {name: each.to_record() for name, each in scores.items()},
+            channels,
+            alike,
+            files,
+            suspect.warning,
+        )
+        (directory / "REPORT.md").write_text(page)
+        log.info("Repaired network and report: %s", directory)
+        counts = {"hits": alike.hits, "total": alike.total}
+        found = {"agreement": alike.value, "agreement_counts": counts, "channels": channels}
+        return {"repair": found | {"warning": suspect.warning}}
 
     def _log(self, scores: Mapping[str, Scores]) -> None:
         """Give the loggers the final scores."""
@@ -148,6 +188,11 @@ class Run:
             for name, network in scores.items():
                 values = {key: value for key, value in network.values().items() if value is not None}
                 logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
+
+    @property
+    def _scored_attack(self) -> Triggering | None:
+        suspect = self.parts.suspect
+        return self.parts.attack if suspect is None else suspect.attack
 
     @property
     def _plain(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Weights of somebody else's are put into a network, if they fit it."""
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def _check_fit(given: Mapping[str, Tensor], own: Mapping[str, Tensor], num_class
     """Raise UnreadableError if names or shapes differ."""
     unexpected = [name for name in given if name not in own]
     missing = [name for name in own if name not in given and not name.endswith((*OPTIONAL, MASK))]
-    wrong = {name: values for name, values in given.items() if name in own and values.shape != own[name].shape}
+    wrong = {
+        name: values for name, values in given.items() if name in own and values.shape != own[name].shape
+    }
     if not (missing or unexpected or wrong):
         return
     classes = _other_classes(wrong, own, num_classes)
@@ -75,7 +78,9 @@ def _check_fit(given: Mapping[str, Tensor], own: Mapping[str, Tensor], num_class
             f"{path} is of a network for {classes} classes, and the data set has {num_classes}. Choose the "
             "dataset that it was trained for."
         )
-    shapes = [f"{name} {list(values.shape)} instead of {list(own[name].shape)}" for name, values in wrong.items()]
+    shapes = [
+        f"{name} {list(values.shape)} instead of {list(own[name].shape)}" for name, values in wrong.items()
+    ]
     lists = (("missing", missing), ("unexpected", unexpected), ("wrong shapes", shapes))
     said = [f"{what}: {', '.join(names[:10])}{_more(names)}" for what, names in lists if names]
     raise UnreadableError(f"{path} is not of this network. {'; '.join(said)}. Choose another model.")
@@ -85,9 +90,7 @@ def _more(names: Sequence[str]) -> str:
     return f" and {len(names) - 10} more" if len(names) > 10 else ""
 
 
-def _other_classes(
-    wrong: Mapping[str, Tensor], own: Mapping[str, Tensor], num_classes: int
-) -> int | None:
+def _other_classes(wrong: Mapping[str, Tensor], own: Mapping[str, Tensor], num_classes: int) -> int | None:
     """Return the file's number of classes if that is all that differs, else None."""
     layers = {name.rpartition(".")[0] for name in wrong}
     firsts = {values.shape[0] if values.ndim else 0 for values in wrong.values()}
@@ -103,7 +106,8 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, values in state.items() if not torch.isfinite(values.float()).all()]
     if bad:
         raise UnreadableError(
-            f"{path} has values that are not finite in {', '.join(bad[:10])}{_more(bad)}. Ask for sound weights."
+            f"{path} has values that are not finite in {', '.join(bad[:10])}{_more(bad)}. Ask for sound "
+            "weights."
         )
 
 
@@ -120,3 +124,14 @@ def _check_masks(
             raise UnreadableError(
                 f"{path} has a mask {list(mask.shape)} of {layer!r}; {channels} zeros and ones are needed."
             )
+
+
+def network_hash(network: nn.Module, *programs: Path) -> str:
+    """Return a hash of a network's weights, and of the programs that define it."""
+    digest = hashlib.sha256()
+    for name, values in network.state_dict().items():
+        digest.update(f"{name}{values.dtype}{list(values.shape)}".encode())
+        digest.update(values.cpu().contiguous().numpy().tobytes())
+    for program in programs:
+        digest.update(program.read_bytes())
+    return digest.hexdigest()[:16]

@@ -36,8 +36,8 @@ def read_keras(path: Path) -> Arrays:
     layers: Arrays = {}
     try:
         with h5py.File(path, "r") as file:
-            root = file["model_weights"] if "model_weights" in file else file
-            found = [(name, array) for name, array in _arrays(root, "") if "/" in name]
+            found = [(name.removeprefix("model_weights/"), array) for name, array in _arrays(file, "")]
+            found = [(name, array) for name, array in found if "/" in name]
             if sum(array.nbytes for _, array in found) > LARGEST:
                 raise UnreadableError(f"The arrays of {path} are larger than {LARGEST / 2**30:.0f} GiB.")
             for name, array in found:
@@ -46,9 +46,13 @@ def read_keras(path: Path) -> Arrays:
     except UnreadableError:
         raise
     except Exception as error:  # HDF5 raises anything on a hostile file
-        raise UnreadableError(f"{path} is not a sound HDF5 file ({type(error).__name__}: {error}).") from error
+        raise UnreadableError(
+            f"{path} is not a sound HDF5 file ({type(error).__name__}: {error})."
+        ) from error
     if not layers:
-        raise UnreadableError(f"{path} holds no layer with weights. Save it with Keras's save_weights, as HDF5.")
+        raise UnreadableError(
+            f"{path} holds no layer with weights. Save it with Keras's save_weights, as HDF5."
+        )
     return layers
 
 
@@ -103,9 +107,9 @@ def from_keras(
     unused = [theirs for theirs in arrays if theirs not in pairs.values()]
     if unknown or absent or unpaired or unused:
         raise UnreadableError(
-            f"The layers of the file, {', '.join(arrays)}, do not pair with the network's, {', '.join(layers)}: "
-            f"{_first([*unpaired, *unknown])} of the network and {_first([*unused, *absent])} of the file are "
-            "left. Choose another model, or write suspect.layer_map: {layer of the network: layer of the file}."
+            f"The file's layers do not pair with the network's: {_first([*unpaired, *unknown])} of the "
+            f"network and {_first([*unused, *absent])} of the file are left. Choose another model, or write "
+            "suspect.layer_map: {layer of the network: layer of the file}."
         )
     flattened = _flattened(network, image_shape)
     state: dict[str, Tensor] = {}
@@ -185,8 +189,8 @@ def _convert(
         }
     raise UnreadableError(
         f"{name} is a {type(layer).__name__}; the arrays given for it are "
-        f"{', '.join(f'{leaf} {tuple(values.shape)}' for leaf, values in given.items())}. Convolutions, linear "
-        "layers and BatchNorm can be read from Keras. Change model, or suspect.layer_map."
+        f"{', '.join(f'{leaf} {tuple(values.shape)}' for leaf, values in given.items())}. Convolutions, "
+        "linear layers and BatchNorm can be read from Keras. Change model, or suspect.layer_map."
     )
 
 

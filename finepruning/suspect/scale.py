@@ -47,7 +47,7 @@ def normalisation(
 
 @torch.no_grad()
 def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str | None:
-    """Return what to say if so few of the defender's images are classified correctly that the input looks wrong.
+    """Return what to say if too few of the defender's images are classified correctly, else None.
 
     Args:
         network: The suspect.
@@ -63,11 +63,11 @@ def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str
         f"({accuracy.value:.1%}; chance is {1 / num_classes:.1%}). Its input may be scaled wrongly: check "
         "suspect.white, suspect.mean and suspect.std."
     )
-    for factor in (255.0, 1 / 255):
+    for white, factor in ((255, 255.0), (1, 1 / 255)):
         with _scaled(network, factor):
             other = _accuracy(network, images)
         if other.value > accuracy.value + 0.1:
-            said += f" With inputs {factor:.3g} times as large it would be {other.value:.1%}."
+            said += f" With suspect.white={white} it would be {other.value:.1%}."
     return said + " Or the labels are not those that it was trained with."
 
 

@@ -25,7 +25,9 @@ def split_defender(
         ValueError: If a share is out of range, or one part gets no image.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"suspect.fraction={fraction:g} is outside (0, 1]. It is a share of the clean images.")
+        raise ValueError(
+            f"suspect.fraction={fraction:g} is outside (0, 1]. It is a share of the clean images."
+        )
     if not 0 < validation_share < 1:
         raise ValueError(
             f"defender.validation_share={validation_share:g} leaves one side without an image. Choose it "
@@ -37,8 +39,8 @@ def split_defender(
     validating = round(validation_share * held)
     if validating == 0 or validating == held:
         raise ValueError(
-            f"Of {len(order)} clean images the defender gets {held}, and {validating} of them to validate with, "
-            "which leaves one side empty. Change suspect.fraction or defender.validation_share."
+            f"Of {len(order)} clean images the defender gets {held}, and {validating} of them to validate "
+            "with, which leaves one side empty. Change suspect.fraction or defender.validation_share."
         )
     chosen = [order[validating:held], order[:validating]]
     tuning, validation = (torch.isin(keys, part).nonzero().squeeze(1) for part in chosen)

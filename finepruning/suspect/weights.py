@@ -1,6 +1,5 @@
 """Files of weights become named tensors. None of them may run code."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,6 @@ def find_file(name: str, key: str) -> Path:
         f"{key}={name} is not there (looked for {' and '.join(map(str, places))}). Set {key} to a path in "
         f"{DATA_VARIABLE} or anywhere."
     )
-
-
-def file_hash(*paths: Path) -> str:
-    """Return a hash of what files hold."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -120,9 +110,8 @@ def _plain(weights: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             )
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             raise UnreadableError(
-                f"{path} has {name[:80]!r} as a sparse, quantized, complex or empty tensor. Only dense tensors "
-                "of ordinary numbers are allowed."
+                f"{path} has {name[:80]!r} as a sparse, quantized, complex or empty tensor. Only dense "
+                "tensors of ordinary numbers are allowed."
             )
         tensors[name] = value.detach()
     return tensors
-

@@ -1,0 +1,98 @@
+"""A repaired network is written so that others can use it: safetensors, kept channels, ONNX."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from finepruning.data import ImageSet
+from finepruning.metrics import Rate
+from finepruning.pruning import pruned_channels
+
+WEIGHTS = "network.safetensors"
+CHANNELS = "channels.json"
+ONNX = "network.onnx"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def write_repaired(network: nn.Module, directory: Path) -> dict[str, dict[str, list[int]]]:
+    """Write weights and masks as safetensors, and the kept and pruned channels of each layer as JSON.
+
+    Args:
+        network: The repaired network.
+        directory: Where ``network.safetensors`` and ``channels.json`` go; made if it is not there.
+
+    Returns:
+        For each masked layer its ``kept`` and ``pruned`` channels, counted from 0.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()
+    }
+    save_file(state, directory / WEIGHTS)
+    channels = {}
+    for layer, pruned in pruned_channels(network).items():
+        count = len(state[f"{layer}.channel_mask"])
+        channels[layer] = {"kept": sorted(set(range(count)) - set(pruned)), "pruned": pruned}
+    (directory / CHANNELS).write_text(json.dumps(channels, indent=1))
+    return channels
+
+
+def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> None:
+    """Write a network as one ONNX file, for any number of images; masks and normalisation are in it.
+
+    Args:
+        network: Images (B, C, H, W) in [0, 1] -> logits (B, K).
+        path: The file.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        ValueError: If a package that it needs is not installed.
+    """
+    missing = [package for package in ONNX_PACKAGES[:2] if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"Writing ONNX needs {' and '.join(missing)}. Install {' '.join(ONNX_PACKAGES)}, or set "
+            "suspect.onnx=false."
+        )
+    training = network.training
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter, on its own code
+            torch.onnx.export(
+                network.eval(),
+                (torch.rand(2, *image_shape, device=device),),
+                path,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+        network.train(training)
+
+
+@torch.no_grad()
+def agreement(first: nn.Module, second: nn.Module, images: ImageSet) -> Rate:
+    """Return the share of images that two networks, both on one device, classify alike."""
+    device = next((tensor.device for tensor in first.parameters()), torch.device("cpu"))
+    first.eval()
+    second.eval()
+    hits = sum(
+        int((first(batch).argmax(-1) == second(batch).argmax(-1)).sum())
+        for batch, _ in images.batches(256, device)
+    )
+    return Rate(hits, len(images))
