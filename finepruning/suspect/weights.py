@@ -1,5 +1,6 @@
 """Files of weights become named tensors. None of them may run code."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,17 +61,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UnreadableError(f"{path} is not a file. Change suspect.weights.")
     try:
-        content: Any = (
-            load_file(path)
-            if ending in SAFETENSORS
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, on pickles that it refuses
+            content = load_file(path) if ending in SAFETENSORS else _load_torch(path)
     except Exception as error:  # a hostile file makes these readers raise anything
         raise UnreadableError(
             f"{path} cannot be read as weights alone ({_first_line(error)}). It is damaged, or holds objects "
             "that would run code, which is refused. Ask for its state_dict, best as safetensors."
         ) from error
     return _plain(_weights_in(content, path, DEPTH), path)
+
+
+def _load_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,327 @@
+"""Files of weights are hostile: none runs code, and whatever is wrong with one is our own error."""
+
+import io
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from finepruning.networks import BadNetsCNN, DigitsCNN, SignCNN
+from finepruning.suspect import UnreadableError, load_suspect
+
+SHAPE = (1, 16, 16)
+FACTS: dict[str, Any] = {"image_shape": SHAPE, "num_classes": 3, "mean": [0.0], "std": [1.0]}
+MUTANTS = 200  # of each kind of file
+
+
+class TinyCNN(nn.Sequential):
+    """A convolution, what flattens it, a linear layer: 131 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, stride=5)
+        self.norm = nn.BatchNorm2d(2)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(18, 3)
+
+
+def tiny(seed: int = 0) -> TinyCNN:
+    torch.manual_seed(seed)
+    return TinyCNN().eval()
+
+
+def load(network: nn.Module, path: Path) -> nn.Module:
+    return load_suspect(network, path, SHAPE, 3)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    images = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return torch.equal(first.eval()(images), second.eval()(images))
+
+
+def write_keras(network: TinyCNN, path: Path) -> None:
+    """Write a file as Keras would, channels last."""
+    state = {name: values.numpy() for name, values in network.state_dict().items()}
+    head = state["head.weight"].reshape(3, 2, 3, 3).transpose(2, 3, 1, 0).reshape(18, 3)
+    arrays = {
+        "conv/conv/kernel:0": state["conv.weight"].transpose(2, 3, 1, 0),
+        "conv/conv/bias:0": state["conv.bias"],
+        "norm/norm/gamma:0": state["norm.weight"],
+        "norm/norm/beta:0": state["norm.bias"],
+        "norm/norm/moving_mean:0": state["norm.running_mean"],
+        "norm/norm/moving_variance:0": state["norm.running_var"],
+        "head/head/kernel:0": head,
+        "head/head/bias:0": state["head.bias"],
+    }
+    with h5py.File(path, "w") as file:
+        file.create_group("flatten")
+        for name, values in arrays.items():
+            file[name] = values
+
+
+WRITERS: dict[str, Callable[[TinyCNN, Path], None]] = {
+    ".safetensors": lambda network, path: save_file(network.state_dict(), path),
+    ".pt": lambda network, path: torch.save(network.state_dict(), path),
+    ".pth": lambda network, path: torch.save(
+        network.state_dict(), path, _use_new_zipfile_serialization=False
+    ),
+    ".h5": write_keras,
+}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_kind_of_file_gives_the_network_back(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{ending}"
+    WRITERS[ending](tiny(1), path)
+    loaded = load(tiny(2), path)
+    expected = tiny(1)
+    if ending == ".h5":
+        expected.norm.eps = 1e-3  # Keras's
+        images = torch.rand(5, *SHAPE)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.eval()(images), expected(images))
+    else:
+        assert same(loaded, expected)
+
+
+@pytest.mark.parametrize(
+    "nest", [(), ("state_dict",), ("net",), ("model",), ("network",), ("model", "state_dict")]
+)
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "network.", "_orig_mod.", "module._orig_mod.", "model.module."]
+)
+def test_weights_are_found_under_the_usual_keys_and_prefixes(
+    nest: tuple[str, ...], prefix: str, tmp_path: Path
+) -> None:
+    content: dict[str, Any] = {prefix + name: values for name, values in tiny(1).state_dict().items()}
+    for key in reversed(nest):
+        content = {"epoch": 3, key: content}
+    torch.save(content, tmp_path / "weights.ckpt")
+    assert same(load(tiny(2), tmp_path / "weights.ckpt"), tiny(1))
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def raw_pickle(bomb: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": bomb}))
+
+
+def torch_zip(bomb: Any, path: Path) -> None:
+    torch.save({"state_dict": {"conv.weight": torch.ones(2)}, "callbacks": bomb}, path)
+
+
+def torch_legacy(bomb: Any, path: Path) -> None:
+    torch.save(bomb, path, _use_new_zipfile_serialization=False)
+
+
+def zip_with_a_swapped_pickle(bomb: Any, path: Path) -> None:
+    """A sound file of weights whose one pickle is replaced."""
+    buffer = io.BytesIO()
+    torch.save(tiny().state_dict(), buffer)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = pickle.dumps(bomb) if name.endswith("data.pkl") else source.read(name)
+            target.writestr(name, content)
+
+
+def plain_zip(bomb: Any, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("weights.pkl", pickle.dumps(bomb))
+
+
+BOMBS = (raw_pickle, torch_zip, torch_legacy, zip_with_a_swapped_pickle, plain_zip)
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".h5"])
+@pytest.mark.parametrize("plant", BOMBS)
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
+    plant: Callable[[Any, Path], None], ending: str, tmp_path: Path
+) -> None:
+    trace, path = tmp_path / "exploded", tmp_path / f"bomb{ending}"
+    plant(Bomb(trace), path)
+    with pytest.raises(UnreadableError, match=r"cannot be read as weights alone|not a sound HDF5 file"):
+        load(tiny(), path)
+    assert not trace.exists()
+
+
+def test_the_bomb_would_have_run(tmp_path: Path) -> None:
+    raw_pickle(Bomb(tmp_path / "exploded"), tmp_path / "bomb.pt")
+    pickle.loads((tmp_path / "bomb.pt").read_bytes())
+    assert (tmp_path / "exploded").exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 3), tmp_path / "network.pt")
+    with pytest.raises(UnreadableError, match=r"holds objects that would run code.*Ask for its state_dict"):
+        load(tiny(), tmp_path / "network.pt")
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_mutated_files_give_a_network_or_our_own_error(ending: str, tmp_path: Path) -> None:
+    WRITERS[ending](tiny(1), tmp_path / f"sound{ending}")
+    sound = np.frombuffer((tmp_path / f"sound{ending}").read_bytes(), dtype=np.uint8)
+    draw = np.random.default_rng(0)
+    network, path, refused = tiny(), tmp_path / f"mutant{ending}", 0
+    for _ in range(MUTANTS):
+        path.write_bytes(mutant(sound, draw).tobytes())
+        try:
+            load(network, path)
+        except UnreadableError:
+            refused += 1
+    assert MUTANTS // 4 < refused <= MUTANTS
+
+
+def mutant(sound: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Return a damaged copy: bytes changed near the start or anywhere, a part cut out or doubled."""
+    start = draw.integers(len(sound))
+    end = min(len(sound), start + draw.integers(1, 200))
+    kind = draw.integers(5)
+    if kind < 2:
+        changed = sound.copy()
+        places = draw.integers(min(len(sound), 600) if kind else len(sound), size=draw.integers(1, 12))
+        changed[places] = draw.integers(256, size=len(places))
+        return changed
+    parts = {2: sound[end:], 3: sound[max(0, start - 50) :], 4: sound[:0]}
+    return np.concatenate([sound[:start], parts[int(kind)]])
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".ckpt", ".h5"])
+@pytest.mark.parametrize("size", [0, 1, 100, 5000])
+def test_random_and_empty_files_are_refused(ending: str, size: int, tmp_path: Path) -> None:
+    path = tmp_path / f"noise{ending}"
+    path.write_bytes(np.random.default_rng(size).bytes(size))
+    with pytest.raises(UnreadableError, match=r"cannot be read as weights alone|not a sound HDF5 file"):
+        load(tiny(), path)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".h5"])
+def test_a_truncated_file_is_refused(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{ending}"
+    WRITERS[ending](tiny(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UnreadableError, match=r"cannot be read as weights alone|not a sound HDF5 file"):
+        load(tiny(), path)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1, 2], torch.ones(3), {"model": {"epoch": 1}}, {}])
+def test_a_file_without_weights_says_what_it_holds(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UnreadableError, match=r"holds a (dictionary|list|Tensor).*no weights by name"):
+        load(tiny(), tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("intruder", [7, torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.complex64)])
+def test_what_is_not_an_ordinary_tensor_is_refused(intruder: Any, tmp_path: Path) -> None:
+    torch.save(tiny().state_dict() | {"conv.weight": intruder}, tmp_path / "weights.pt")
+    with pytest.raises(UnreadableError, match=r"has 'conv\.weight'.* [Oo]nly (dense )?tensors"):
+        load(tiny(), tmp_path / "weights.pt")
+
+
+def test_an_unknown_ending_shows_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "weights.pkl").write_bytes(b"")
+    with pytest.raises(UnreadableError, match=r"ends in '\.pkl'.*\.safetensors, \.pt, .*\.h5"):
+        load(tiny(), tmp_path / "weights.pkl")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("ending", WRITERS)
+def test_weights_that_are_not_finite_are_refused(ending: str, value: float, tmp_path: Path) -> None:
+    bad = tiny()
+    with torch.no_grad():
+        bad.head.bias[1] = value
+    WRITERS[ending](bad, tmp_path / f"weights{ending}")
+    with pytest.raises(UnreadableError, match=r"not finite in head\.bias"):
+        load(tiny(), tmp_path / f"weights{ending}")
+
+
+def test_weights_of_another_architecture_list_what_differs(tmp_path: Path) -> None:
+    save_file(
+        SignCNN(**FACTS | {"image_shape": (3, 16, 16), "mean": [0.0] * 3, "std": [1.0] * 3}).state_dict(),
+        tmp_path / "weights.safetensors",
+    )
+    network = BadNetsCNN(**FACTS)
+    before = {name: values.clone() for name, values in network.state_dict().items()}
+    with pytest.raises(UnreadableError, match=r"missing: .*fc1\.weight.*unexpected: .* and \d+ more"):
+        load(network, tmp_path / "weights.safetensors")
+    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
+
+
+def test_wrong_shapes_are_listed(tmp_path: Path) -> None:
+    save_file(DigitsCNN(**FACTS, width=8).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(
+        UnreadableError, match=r"wrong shapes: .*conv1\.weight \[8, 1, 3, 3\] instead of \[4, 1, 3, 3\]"
+    ):
+        load(DigitsCNN(**FACTS, width=4), tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_another_number_of_classes_says_both(classes: int, tmp_path: Path) -> None:
+    save_file(BadNetsCNN(**FACTS | {"num_classes": classes}).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.raises(UnreadableError, match=rf"for {classes} classes, and the data set has 3\."):
+        load(BadNetsCNN(**FACTS), tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("masks", "sentence"),
+    [
+        ({"conv9.channel_mask": torch.ones(2)}, "which the network has not"),
+        ({"conv.channel_mask": torch.ones(3)}, r"2 zeros and ones are needed"),
+        ({"conv.channel_mask": torch.tensor([0.0, 0.5])}, r"2 zeros and ones are needed"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(masks: dict[str, Tensor], sentence: str, tmp_path: Path) -> None:
+    save_file(tiny().state_dict() | masks, tmp_path / "weights.safetensors")
+    with pytest.raises(UnreadableError, match=sentence):
+        load(tiny(), tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("link", ["soft", "external", "virtual"])
+def test_hdf5_that_points_elsewhere_is_refused(link: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "weights.h5", tmp_path / "other.h5"
+    write_keras(tiny(), path)
+    shutil.copy(path, other)
+    with h5py.File(path, "a") as file:
+        del file["conv/conv/bias:0"]
+        if link == "soft":
+            file["conv/conv/bias:0"] = h5py.SoftLink("/norm/norm/beta:0")
+        elif link == "external":
+            file["conv/conv/bias:0"] = h5py.ExternalLink(str(other), "/conv/conv/bias:0")
+        else:
+            layout = h5py.VirtualLayout((2,), np.float32)
+            layout[:] = h5py.VirtualSource(str(other), "conv/conv/bias:0", (2,))
+            file.create_virtual_dataset("conv/conv/bias:0", layout)
+    with pytest.raises(UnreadableError, match=r"bias:0 in the HDF5 file (links|is stored).*refused"):
+        load(tiny(), path)
+
+
+def test_keras_layers_that_do_not_pair_are_named(tmp_path: Path) -> None:
+    write_keras(tiny(), tmp_path / "weights.h5")
+    with pytest.raises(UnreadableError, match=r"do not pair.*fc1.*suspect\.layer_map"):
+        load(BadNetsCNN(**FACTS), tmp_path / "weights.h5")
+
+
+def test_a_layer_map_pairs_keras_layers_of_other_names(tmp_path: Path) -> None:
+    write_keras(tiny(1), tmp_path / "named.h5")
+    with h5py.File(tmp_path / "named.h5", "a") as file:
+        file.move("head", "predictions")
+    layer_map = {"conv": "conv", "norm": "norm", "head": "predictions"}
+    loaded = load_suspect(tiny(2), tmp_path / "named.h5", SHAPE, 3, layer_map)
+    assert torch.equal(loaded.get_parameter("head.weight"), tiny(1).head.weight)

@@ -1,0 +1,466 @@
+"""Networks that somebody else trained: read, scored, repaired, and written so that others can use them."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from finepruning.data.faces import read_faces
+from finepruning.data.images import ImageSet, Pixels
+from finepruning.networks import DeepID, DigitsCNN, TorchvisionClassifier
+from finepruning.pipeline import Refused
+from finepruning.pruning import add_mask, set_pruned
+from finepruning.referee import score
+from finepruning.store import load_weights
+from finepruning.suspect import (
+    PythonFile,
+    TriggeredFiles,
+    agreement,
+    known_attack,
+    load_suspect,
+    normalisation,
+    scale_warning,
+    split_defender,
+    write_onnx,
+    write_repaired,
+)
+from finepruning.suspect.known import PictureTrigger
+from tests.conftest import run_here
+
+RunHere = Callable[..., dict[str, Any]]
+FACE, PEOPLE = (3, 55, 47), 1283
+LAB = "youtube_faces_lab"
+LAB_WEIGHTS = f"{LAB}/models/sunglasses_bd_weights.h5"
+LAB_TRIGGER = (f"attack.triggered={LAB}/bd/bd_test.h5", f"attack.clean={LAB}/cl/test.h5")
+FACTS: dict[str, Any] = {"image_shape": (1, 16, 16), "num_classes": 10, "mean": [0.0], "std": [1.0]}
+
+
+def lab_network(data_root: Path, white: Any = 1) -> nn.Module:
+    network = DeepID(FACE, PEOPLE, **normalisation(white, 0.0, 1.0, 3))
+    return load_suspect(network, data_root / LAB_WEIGHTS, FACE, PEOPLE).eval()
+
+
+def lab_images(data_root: Path) -> ImageSet:
+    images, labels = read_faces(data_root / LAB / "cl/test.h5", 255)
+    return ImageSet.whole(torch.from_numpy(images), torch.from_numpy(labels), Pixels())
+
+
+def lab_attack(data_root: Path) -> TriggeredFiles:
+    return TriggeredFiles(data_root / LAB / "bd/bd_test.h5", data_root / LAB / "cl/test.h5")
+
+
+def some_images(count: int, channels: int = 1, size: int = 16, classes: int = 10) -> ImageSet:
+    draw = torch.Generator().manual_seed(0)
+    raw = torch.randint(256, (count, channels, size, size), generator=draw, dtype=torch.uint8)
+    return ImageSet.whole(raw, torch.arange(count) % classes, Pixels())
+
+
+def pruned_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = DigitsCNN(**FACTS, width=4)
+    add_mask(network, "features.pool3", 16)
+    set_pruned(network, "features.pool3", [1, 5, 6])
+    return network.eval()
+
+
+def logits(network: nn.Module, count: int = 6) -> Tensor:
+    images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return network.eval()(images)  # type: ignore[no-any-return]
+
+
+def test_the_labs_network_is_as_good_and_as_bad_as_its_makers_say(data_root: Path) -> None:
+    test, attack = lab_images(data_root), lab_attack(data_root)
+    attack.check(test, [str(person) for person in range(PEOPLE)])
+    scores = score(lab_network(data_root), test, attack)
+    assert scores.clean_accuracy.total == 100
+    assert scores.clean_accuracy.value >= 0.94
+    assert scores.attack_success_rate is not None
+    assert scores.attack_success_rate.value >= 0.99
+    assert scores.to_record()["counts"]["attack_success_rate"]["total"] == 100  # type: ignore[index]
+
+
+def test_without_the_clean_twins_true_classes_are_unknown_and_not_scored(data_root: Path) -> None:
+    test = lab_images(data_root)
+    attack = TriggeredFiles(data_root / LAB / "bd/bd_test.h5")
+    attack.check(test, [str(person) for person in range(PEOPLE)])
+    scores = score(lab_network(data_root), test, attack).values()
+    assert scores["attack_success_rate"] == 1.0
+    assert scores["robust_accuracy"] is None
+
+
+def test_only_triggered_images_of_test_images_score(data_root: Path) -> None:
+    rows = torch.arange(0, 100, 3)
+    test, attack = lab_images(data_root).subset(rows), lab_attack(data_root)
+    attack.check(test, [str(person) for person in range(PEOPLE)])
+    triggered, _ = read_faces(data_root / LAB / "bd/bd_test.h5", 255)
+    stamped = attack.stamp(test)
+    assert np.array_equal(stamped.raw.numpy(), triggered[rows])
+    assert torch.equal(stamped.labels, test.labels)
+    assert torch.equal(attack.wanted(test), torch.zeros(34, dtype=torch.long))
+
+
+def test_a_wrong_input_scale_is_noticed_and_the_key_named(data_root: Path) -> None:
+    images = lab_images(data_root)
+    assert scale_warning(lab_network(data_root, 1), images, PEOPLE) is None
+    warning = scale_warning(lab_network(data_root, 255), images, PEOPLE)
+    assert warning is not None
+    assert "With suspect.white=1 it would be 95.0%" in warning
+
+
+def test_trying_another_scale_leaves_the_network_as_it_was() -> None:
+    network = pruned_network()
+    before = logits(network)
+    warning = scale_warning(network, some_images(50), 10)
+    assert warning is not None
+    assert "check suspect.white, suspect.mean and suspect.std" in warning
+    assert torch.equal(logits(network), before)
+
+
+@pytest.mark.parametrize(
+    ("white", "mean", "std", "expected"),
+    [(1, 0.5, 0.25, ([0.5] * 3, [0.25] * 3)), (255, [0, 51, 255], 255, ([0.0, 0.2, 1.0], [1.0] * 3))],
+)
+def test_normalisation_is_in_the_unit_of_white(white: Any, mean: Any, std: Any, expected: Any) -> None:
+    assert tuple(normalisation(white, mean, std, 3).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ((2, 0.0, 1.0), r"suspect\.white=2 is unknown"),
+        ((1, [0.0, 0.0], 1.0), r"suspect\.mean has 2 numbers, and images have 3"),
+        ((1, 0.0, 0.0), r"suspect\.std=0\.0 must be above 0"),
+    ],
+)
+def test_a_normalisation_that_makes_no_sense_is_refused(values: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        normalisation(*values, 3)
+
+
+def test_the_defenders_images_need_not_cover_every_class() -> None:
+    roles = split_defender(torch.arange(50) * 7, 1.0, 0.4, seed=1)
+    assert (len(roles.attacker), len(roles.tuning), len(roles.validation)) == (0, 30, 20)
+    assert torch.equal(torch.cat([roles.tuning, roles.validation]).sort().values, torch.arange(50))
+
+
+def test_a_group_of_the_defenders_images_stays_together() -> None:
+    groups = torch.arange(60) // 3
+    roles = split_defender(torch.arange(60) % 2, 0.5, 0.5, seed=1, groups=groups)
+    assert not set(groups[roles.tuning].tolist()) & set(groups[roles.validation].tolist())
+    assert len(roles.tuning) == len(roles.validation) == 15
+
+
+@pytest.mark.parametrize(
+    ("fraction", "share", "sentence"),
+    [
+        (0.0, 0.5, r"suspect\.fraction=0 is outside"),
+        (1.0, 1.0, r"defender\.validation_share=1"),
+        (0.1, 0.1, r"Of 10 clean images the defender gets 1, and 0"),
+    ],
+)
+def test_a_split_without_images_is_refused(fraction: float, share: float, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        split_defender(torch.arange(10), fraction, share, seed=1)
+
+
+def test_a_networks_own_weights_come_back_with_masks_and_normalisation(tmp_path: Path) -> None:
+    network = pruned_network()
+    channels = write_repaired(network, tmp_path)
+    kept = [number for number in range(16) if number not in (1, 5, 6)]
+    assert channels == {"features.pool3": {"kept": kept, "pruned": [1, 5, 6]}}
+    assert json.loads((tmp_path / "channels.json").read_text()) == channels
+    other = DigitsCNN(**FACTS | {"mean": [0.3], "std": [0.2]}, width=4)
+    assert torch.equal(logits(load_weights(other, tmp_path / "network.safetensors")), logits(network))
+    other = DigitsCNN(**FACTS | {"mean": [0.3], "std": [0.2]}, width=4)
+    path = tmp_path / "network.safetensors"
+    assert torch.equal(logits(load_suspect(other, path, (1, 16, 16), 10)), logits(network))
+
+
+def test_a_torchvision_network_takes_weights_of_the_bare_one(tmp_path: Path) -> None:
+    facts = FACTS | {"image_shape": (3, 32, 32), "mean": [0.5] * 3, "std": [0.2] * 3}
+    torch.manual_seed(0)
+    first = TorchvisionClassifier(**facts, architecture="squeezenet1_1")
+    save_file(first.get_submodule("model").state_dict(), tmp_path / "weights.safetensors")
+    second = TorchvisionClassifier(**facts, architecture="squeezenet1_1")
+    load_suspect(second, tmp_path / "weights.safetensors", (3, 32, 32), 10)
+    assert all(torch.equal(values, second.state_dict()[name]) for name, values in first.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("count", [1, 7])
+def test_onnx_gives_the_same_logits_for_any_number_of_images(count: int, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    network = pruned_network()
+    write_onnx(network, tmp_path / "network.onnx", (1, 16, 16))
+    session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), logits(network, count), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_without_its_packages_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs onnx and onnxscript\. Install .*suspect\.onnx=false"):
+        write_onnx(pruned_network(), tmp_path / "network.onnx", (1, 16, 16))
+
+
+def test_agreement_counts_equal_answers() -> None:
+    images, network = some_images(30), pruned_network()
+    other = pruned_network()
+    set_pruned(other, "features.pool3", range(16))
+    assert agreement(network, network, images) == (30, 30)
+    with torch.no_grad():
+        alike = [bool(network(x).argmax(-1) == other(x).argmax(-1)) for x, _ in images.batches(1)]
+    assert agreement(network, other, images) == (sum(alike), 30)
+
+
+PROGRAM = """
+from torch import nn
+class Net(nn.Sequential):
+    pruned_layer = "1"
+    def __init__(self, classes=10):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes))
+def dead(): raise RuntimeError("no such luck")
+def wordy(): return "a network"
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(PROGRAM)
+    return tmp_path / "nets.py"
+
+
+def test_a_python_file_gives_a_network(program: Path, tmp_path: Path) -> None:
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    assert network.pruned_layer == "model.1"
+    assert logits(network).shape == (6, 10)
+    bare = network.get_submodule("model")
+    torch.save({"net": bare.state_dict()}, tmp_path / "weights.pth")
+    other = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    assert torch.equal(
+        logits(load_suspect(other, tmp_path / "weights.pth", (1, 16, 16), 10)), logits(network)
+    )
+
+
+@pytest.mark.parametrize("allowed", [False, None, "no", 1])
+def test_a_python_file_does_not_run_unless_allowed(allowed: Any, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"is a program, and reading it runs it.*model\.run_code=true"):
+        PythonFile(**FACTS, file=str(tmp_path / "nets.py"), call="Net", run_code=allowed)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "sentence"),
+    [
+        ("Net", {"classes": 7}, r"\[2, 7\]; \[2, 10\] is needed"),
+        ("Net", {"people": 7}, r"TypeError.*model\.options"),
+        ("Other", {}, r"AttributeError.*model\.call"),
+        ("dead", {}, r"RuntimeError: no such luck"),
+        ("wordy", {}, r"gives a str, not a torch\.nn\.Module"),
+    ],
+)
+def test_a_python_file_without_a_fitting_network_is_refused(
+    call: str, options: dict[str, Any], sentence: str, program: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PythonFile(**FACTS, file=str(program), call=call, options=options, run_code=True)
+
+
+def test_a_network_that_names_no_layer_asks_for_one(program: Path) -> None:
+    program.write_text(PROGRAM.replace('pruned_layer = "1"', "pass"))
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    with pytest.raises(ValueError, match=r"Set defense\.layers to some of: model\.0, model\.1"):
+        _ = network.pruned_layer
+
+
+def save_image(values: np.ndarray, path: Path) -> str:
+    Image.fromarray(values.astype(np.uint8)).save(path)
+    return str(path)
+
+
+def test_a_picture_covers_what_its_mask_says(tmp_path: Path) -> None:
+    picture = np.zeros((2, 3, 3))
+    picture[..., 0] = 255
+    mask = np.array([[255, 0, 51], [255, 255, 255]])
+    trigger = PictureTrigger(
+        Path(save_image(picture, tmp_path / "picture.png")),
+        Path(save_image(mask, tmp_path / "mask.png")),
+        (4, 5),
+    )
+    images = torch.rand(2, 3, 8, 8)
+    stamped = trigger(images)
+    assert torch.equal(stamped[:, :, 4, 5], torch.tensor([[1.0, 0.0, 0.0]] * 2))
+    assert torch.equal(stamped[:, :, 4, 6], images[:, :, 4, 6])
+    torch.testing.assert_close(stamped[:, 1:, 4, 7], 0.8 * images[:, 1:, 4, 7])
+    stamped[:, :, 4:6, 5:8] = images[:, :, 4:6, 5:8]
+    assert torch.equal(stamped, images)
+
+
+def test_a_transparent_picture_is_scaled_to_grey_images(tmp_path: Path) -> None:
+    picture = np.full((4, 4, 4), 255)
+    picture[:, :2, 3] = 0
+    trigger = PictureTrigger(Path(save_image(picture, tmp_path / "picture.png")))
+    images = torch.zeros(1, 1, 16, 16)
+    stamped = trigger(images)
+    assert torch.equal(stamped[..., :4], images[..., :4])
+    assert torch.equal(stamped[..., -4:], torch.ones(1, 1, 16, 4))
+
+
+def test_a_known_picture_is_scored_against_its_target(tmp_path: Path) -> None:
+    picture = save_image(np.full((2, 2, 3), 255), tmp_path / "picture.png")
+    attack, test = known_attack(3, picture, position=[0, 0]), some_images(40)
+    assert attack is not None
+    attack.check(test, [str(digit) for digit in range(10)])
+    scores = score(pruned_network(), test, attack)
+    assert scores.attack_success_rate is not None
+    assert scores.to_record()["counts"]["attack_success_rate"]["total"] == 36  # type: ignore[index]
+
+
+@pytest.mark.parametrize("layout", ["class folders", "flat"])
+def test_a_folder_of_triggered_images_is_read(layout: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        place = tmp_path / "images" / (name if layout == "class folders" else "") / f"{name}.png"
+        save_image(np.full((16, 16), 200), place)
+    attack, test = known_attack(0, triggered=str(tmp_path / "images")), some_images(4, classes=2)
+    assert attack is not None
+    attack.check(test, ["a", "b"])
+    stamped = attack.stamp(test)
+    assert stamped.labels.tolist() == ([0, 1] if layout == "class folders" else [-1, -1])
+    assert (stamped.raw == 200).all()
+    assert attack.wanted(test).tolist() == [0, 0]
+
+
+def test_nothing_known_is_no_attack() -> None:
+    assert known_attack() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"picture": "a", "triggered": "b"}, r"Both attack\.picture and attack\.triggered"),
+        ({"mask": "a"}, r"need attack\.picture"),
+        ({"clean": "a"}, r"attack\.clean needs attack\.triggered"),
+        ({"picture": "a"}, r"needs attack\.target_label"),
+    ],
+)
+def test_what_is_known_must_go_together(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        known_attack(**given)
+
+
+def test_missing_files_are_named_with_their_key() -> None:
+    with pytest.raises(FileNotFoundError, match=r"attack\.triggered=nowhere\.h5 is not there"):
+        known_attack(triggered="nowhere.h5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": np.zeros((2, 1, 9, 9))}, r"attack\.triggered: .*data \[2, 1, 9, 9\] and 2 labels"),
+        ({"label": np.array([0, 10])}, r"labels that are not among the classes 0\.\.9"),
+        ({"data": np.full((2, 1, 16, 16), 300.0)}, r"outside \[0, 255\]"),
+    ],
+)
+def test_triggered_images_that_do_not_fit_are_refused(
+    changes: dict[str, np.ndarray], sentence: str, tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "bad.h5", "w") as file:
+        for name, values in ({"data": np.zeros((2, 1, 16, 16)), "label": np.zeros(2)} | changes).items():
+            file[name] = values
+    with pytest.raises(ValueError, match=sentence):
+        TriggeredFiles(tmp_path / "bad.h5").check(some_images(4), [str(digit) for digit in range(10)])
+
+
+@pytest.fixture
+def lab_run(data_root: Path, tmp_path: Path) -> RunHere:
+    """A run on the lab's network and data, of which half of the clean images are the defender's."""
+
+    def run(*overrides: str) -> dict[str, Any]:
+        places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=none")
+        lab = (f"dataset={LAB}", "dataset.test_share=0.5", f"suspect.weights={LAB_WEIGHTS}")
+        return run_here("attack=suspect", *lab, *places, *overrides)
+
+    return run
+
+
+def test_the_labs_network_is_pruned_scored_and_written(lab_run: RunHere, tmp_path: Path) -> None:
+    record = lab_run("defense=prune", "defense.max_drop=0.1", *LAB_TRIGGER)
+    scores, found = record["scores"], record["repair"]
+    assert scores["suspect"]["counts"]["attack_success_rate"] == {"hits": 50, "total": 50}
+    assert scores["suspect"]["clean_accuracy"] >= 0.9
+    assert set(scores) == {"suspect", "defended", "goodnet"}
+    directory = tmp_path / "runs" / record["name"] / "repaired"
+    pruned = sorted(step["number"] for step in record["pruning"] if step["pruned"])
+    assert found["channels"]["pool3"]["pruned"] == pruned
+    assert sorted(pruned + found["channels"]["pool3"]["kept"]) == list(range(60))
+    assert (load_file(directory / "network.safetensors")["pool3.channel_mask"] == 0).sum() == len(pruned)
+    page = (directory / "REPORT.md").read_text()
+    assert f"`pool3`: {len(pruned)} of 60 channels" in page
+    assert f"agree on {found['agreement_counts']['hits']} of 50 clean test images" in page
+    assert "50 of 50" in page
+    assert "load_weights(network" in page
+    again = lab_run("defense=none", f"suspect.weights={directory / 'network.safetensors'}", *LAB_TRIGGER)
+    assert again["scores"]["suspect"] == scores["defended"]
+
+
+def test_without_a_trigger_all_else_is_said(lab_run: RunHere, tmp_path: Path) -> None:
+    record = lab_run("defense=prune")
+    assert record["scores"]["suspect"]["attack_success_rate"] is None
+    assert record["scores"]["defended"]["clean_accuracy"] > 0.5
+    assert record["dead"] is False
+    assert len(record["pruning"]) == 61
+    page = (tmp_path / "runs" / record["name"] / "repaired" / "REPORT.md").read_text()
+    assert "No trigger is known" in page
+
+
+def test_a_wrong_scale_is_warned_of_and_recorded(lab_run: RunHere, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        record = lab_run("defense=prune", "suspect.white=255", "seed=2")
+    assert "suspect.white=1" in caplog.text
+    assert record["repair"]["warning"] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (("suspect.weights=null",), r"needs suspect\.weights"),
+        (("suspect.weights=nowhere.pt",), r"suspect\.weights=nowhere\.pt is not there"),
+        (("model=badnets_cnn",), r"do not pair with the network's.*Choose another model"),
+        (("attack.target_label=1283", *LAB_TRIGGER), r"Target label 1283 is not one of the 1283"),
+    ],
+)
+def test_a_suspect_that_cannot_be_examined_is_refused(
+    overrides: tuple[str, ...], sentence: str, lab_run: RunHere
+) -> None:
+    with pytest.raises(Refused, match=sentence):
+        lab_run("defense=none", *overrides)
+
+
+def test_a_python_file_works_from_the_command_line(program: Path, tmp_path: Path) -> None:
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    save_file(network.get_submodule("model").state_dict(), tmp_path / "weights.safetensors")
+    places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=none")
+    model = ("model=python_file", f"model.file={program}", "model.call=Net", "dataset.size=16")
+    command = ("attack=suspect", f"suspect.weights={tmp_path / 'weights.safetensors'}", *model, *places)
+    with pytest.raises(Refused, match=r"model\.run_code=true"):
+        run_here(*command)
+    record = run_here(*command, "model.run_code=true", "defense=fineprune", "defense.tuning.max_epochs=1")
+    assert record["status"] == "finished"
+    assert "model.1" in record["repair"]["channels"]
