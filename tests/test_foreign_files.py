@@ -312,6 +312,16 @@ def test_hdf5_that_points_elsewhere_is_refused(link: str, tmp_path: Path) -> Non
         load(tiny(), path)
 
 
+def test_hdf5_that_claims_to_be_huge_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras(tiny(), path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("conv/conv/more", (2**20, 2**16), np.float32, chunks=True, compression="gzip")
+    assert path.stat().st_size < 100_000
+    with pytest.raises(UnreadableError, match=r"274877\.9 MB of arrays, far more than the network takes"):
+        load(tiny(), path)
+
+
 def test_keras_layers_that_do_not_pair_are_named(tmp_path: Path) -> None:
     write_keras(tiny(), tmp_path / "weights.h5")
     with pytest.raises(UnreadableError, match=r"do not pair.*fc1.*suspect\.layer_map"):

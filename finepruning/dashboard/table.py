@@ -29,9 +29,17 @@ def comparison(records: Sequence[Record]) -> Table:
         for score in ("clean_accuracy", "attack_success_rate"):
             cells += [_percent(record["scores"][network], score) for network in ("suspect", "defended")]
         pruned = sum(step["pruned"] for step in record["pruning"])
-        note = "dead attack: not ranked" if record["dead"] else ""
+        note = "dead attack: not ranked" if record["dead"] else _guard(record["scores"])
         table.add_row(*cells, f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else "", note)
     return table
+
+
+def _guard(scores: Mapping[str, Any]) -> str:
+    """Return what the pair of suspect and repaired network scores, where a record has it."""
+    if "goodnet" not in scores:
+        return ""
+    clean, success = (scores["goodnet"][name] for name in ("clean_accuracy", "attack_success_rate"))
+    return f"GoodNet {100 * clean:.1f} / " + ("-" if success is None else f"{100 * success:.1f}")
 
 
 def _percent(scores: Mapping[str, Any], name: str) -> str:

@@ -12,6 +12,7 @@ from finepruning.suspect.keras import from_keras, read_keras
 from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, read_weights
 
 MASK = ".channel_mask"
+SLACK = 2**22  # bytes that any file may have
 OPTIONAL = (".num_batches_tracked", "normalise.mean", "normalise.std")  # a stranger's file may lack them
 
 
@@ -36,7 +37,8 @@ def load_suspect(
             values that are not finite.
     """
     if path.suffix.lower() in KERAS:
-        state = from_keras(read_keras(path), network, image_shape, layer_map)
+        largest = SLACK + 4 * sum(values.nbytes for values in network.state_dict().values())
+        state = from_keras(read_keras(path, largest), network, image_shape, layer_map)
     else:
         state = _renamed(read_weights(path), network.state_dict().keys())
     masks = {name.removesuffix(MASK): state.pop(name) for name in list(state) if name.endswith(MASK)}

@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from finepruning.suspect.weights import UnreadableError
 
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
-LARGEST = 8 * 2**30  # bytes of one file's arrays
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, dict[str, Tensor]]
 
 
-def read_keras(path: Path) -> Arrays:
+def read_keras(path: Path, largest: int) -> Arrays:
     """Return the arrays of each layer of a Keras file of weights, by the layer's name and the array's.
 
-    Links to other files, arrays stored elsewhere and objects are refused.
+    Links to other places, arrays stored elsewhere and objects are refused.
+
+    Args:
+        path: The file.
+        largest: Bytes that its arrays may have in memory; a small file can claim any number.
 
     Raises:
         UnreadableError: If the file is damaged or holds anything else.
@@ -38,8 +41,12 @@ def read_keras(path: Path) -> Arrays:
         with h5py.File(path, "r") as file:
             found = [(name.removeprefix("model_weights/"), array) for name, array in _arrays(file, "")]
             found = [(name, array) for name, array in found if "/" in name]
-            if sum(array.nbytes for _, array in found) > LARGEST:
-                raise UnreadableError(f"The arrays of {path} are larger than {LARGEST / 2**30:.0f} GiB.")
+            size = sum(array.nbytes for _, array in found)
+            if size > largest:
+                raise UnreadableError(
+                    f"{path} has {size / 1e6:.1f} MB of arrays, far more than the network takes. Choose "
+                    "another model."
+                )
             for name, array in found:
                 layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[1].split(":")[0]
                 layers.setdefault(layer, {})[leaf] = torch.from_numpy(np.asarray(array[()], dtype=np.float32))

@@ -11,7 +11,8 @@ from finepruning.data import ImageSet
 from finepruning.metrics import Rate, clean_hits
 from finepruning.networks import Normalise
 
-SUSPICIOUS = 0.5  # accuracy on the defender's images below which the input's scale is doubted
+LOW = 0.5  # accuracy on the defender's images below which the input is doubted
+BETTER = 0.1  # gain in accuracy from which another scale is named
 SAMPLE = 512  # images that are tried
 
 
@@ -47,7 +48,7 @@ def normalisation(
 
 @torch.no_grad()
 def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str | None:
-    """Return what to say if too few of the defender's images are classified correctly, else None.
+    """Return what to say if a stranger's network does badly, or would do better on inputs of another scale.
 
     Args:
         network: The suspect.
@@ -56,19 +57,20 @@ def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str
     """
     images = images.subset(torch.arange(len(images))[:: max(1, len(images) // SAMPLE)])
     accuracy = _accuracy(network, images)
-    if accuracy.value >= SUSPICIOUS:
-        return None
-    said = (
-        f"The suspect classifies {accuracy.hits} of {accuracy.total} clean validation images correctly "
-        f"({accuracy.value:.1%}; chance is {1 / num_classes:.1%}). Its input may be scaled wrongly: check "
-        "suspect.white, suspect.mean and suspect.std."
-    )
+    better = ""
     for white, factor in ((255, 255.0), (1, 1 / 255)):
         with _scaled(network, factor):
             other = _accuracy(network, images)
-        if other.value > accuracy.value + 0.1:
-            said += f" With suspect.white={white} it would be {other.value:.1%}."
-    return said + " Or the labels are not those that it was trained with."
+        if other.value > accuracy.value + BETTER:
+            better = f" With suspect.white={white} it would be {other.value:.1%}."
+    if accuracy.value >= LOW and not better:
+        return None
+    return (
+        f"The suspect classifies {accuracy.hits} of {accuracy.total} clean validation images correctly "
+        f"({accuracy.value:.1%}; chance is {1 / num_classes:.1%}). Its input may be scaled wrongly: check "
+        f"suspect.white, suspect.mean and suspect.std.{better} Or the labels are not those that it was "
+        "trained with."
+    )
 
 
 def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
