@@ -400,7 +400,9 @@ def lab_run(data_root: Path, tmp_path: Path) -> RunHere:
     return run
 
 
-def test_the_labs_network_is_pruned_scored_and_written(lab_run: RunHere, tmp_path: Path) -> None:
+def test_the_labs_network_is_pruned_scored_and_written(
+    lab_run: RunHere, data_root: Path, tmp_path: Path
+) -> None:
     record = lab_run("defense=prune", "defense.max_drop=0.1", *LAB_TRIGGER)
     scores, found = record["scores"], record["repair"]
     assert scores["suspect"]["counts"]["attack_success_rate"] == {"hits": 50, "total": 50}
@@ -416,6 +418,14 @@ def test_the_labs_network_is_pruned_scored_and_written(lab_run: RunHere, tmp_pat
     assert f"agree on {found['agreement_counts']['hits']} of 50 clean test images" in page
     assert "50 of 50" in page
     assert "load_weights(network" in page
+    by_hand = lab_network(data_root)
+    with torch.no_grad():
+        by_hand.get_parameter("conv3.weight")[pruned] = 0  # ReLU and pooling follow: the channel is zero
+        by_hand.get_parameter("conv3.bias")[pruned] = 0
+    images = lab_images(data_root)
+    path = directory / "network.safetensors"
+    repaired = load_suspect(DeepID(FACE, PEOPLE, [0.5] * 3, [0.5] * 3), path, FACE, PEOPLE)
+    assert agreement(by_hand, repaired, images) == (100, 100)
     again = lab_run("defense=none", f"suspect.weights={directory / 'network.safetensors'}", *LAB_TRIGGER)
     assert again["scores"]["suspect"] == scores["defended"]
 
