@@ -252,6 +252,36 @@ def test_weights_that_are_not_finite_are_refused(ending: str, value: float, tmp_
         load(tiny(), tmp_path / f"weights{ending}")
 
 
+def test_weights_that_give_no_numbers_are_refused(tmp_path: Path) -> None:
+    save_file(
+        tiny().state_dict() | {"norm.running_var": torch.tensor([1.0, -1.0])}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(UnreadableError, match=r"give logits that are not finite"):
+        load(tiny(), tmp_path / "w.safetensors")
+
+
+def test_a_value_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    twice = tiny().state_dict() | {"_orig_mod.head.bias": torch.zeros(3)}
+    save_file(twice, tmp_path / "weights.safetensors")
+    with pytest.raises(UnreadableError, match=r"two values each for head\.bias"):
+        load(tiny(), tmp_path / "weights.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+    network = tiny(1)
+    save_file(
+        {
+            name: values.to(dtype) if values.is_floating_point() else values
+            for name, values in network.state_dict().items()
+        },
+        tmp_path / "weights.safetensors",
+    )
+    loaded = load(tiny(2), tmp_path / "weights.safetensors")
+    assert torch.equal(loaded.get_parameter("head.weight"), network.head.weight.to(dtype).float())
+    assert loaded.get_parameter("head.weight").dtype == torch.float32
+
+
 def test_weights_of_another_architecture_list_what_differs(tmp_path: Path) -> None:
     save_file(
         SignCNN(**FACTS | {"image_shape": (3, 16, 16), "mean": [0.0] * 3, "std": [1.0] * 3}).state_dict(),
@@ -282,7 +312,8 @@ def test_another_number_of_classes_says_both(classes: int, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("masks", "sentence"),
     [
-        ({"conv9.channel_mask": torch.ones(2)}, "which the network has not"),
+        ({"conv9.channel_mask": torch.ones(2)}, r"'conv9', which is no layer with channels"),
+        ({".channel_mask": torch.ones(2)}, "'', which is no layer with channels"),
         ({"conv.channel_mask": torch.ones(3)}, r"2 zeros and ones are needed"),
         ({"conv.channel_mask": torch.tensor([0.0, 0.5])}, r"2 zeros and ones are needed"),
     ],

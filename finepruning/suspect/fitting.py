@@ -40,10 +40,13 @@ def load_suspect(
         largest = SLACK + 4 * sum(values.nbytes for values in network.state_dict().values())
         state = from_keras(read_keras(path, largest), network, image_shape, layer_map)
     else:
-        state = _renamed(read_weights(path), network.state_dict().keys())
+        state = _renamed(read_weights(path), network.state_dict().keys(), path)
     masks = {name.removesuffix(MASK): state.pop(name) for name in list(state) if name.endswith(MASK)}
-    _check_fit(state, network.state_dict(), num_classes, path)
+    own = network.state_dict()
+    _check_fit(state, own, num_classes, path)
+    state = {name: values.to(own[name].dtype) for name, values in state.items()}
     _check_finite(state, path)
+    _check_logits(network, state, image_shape, path)
     _check_masks(masks, network, image_shape, path)
     for layer, mask in masks.items():
         add_mask(network, layer, len(mask))
@@ -52,7 +55,7 @@ def load_suspect(
     return network
 
 
-def _renamed(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+def _renamed(state: dict[str, Tensor], wanted: Iterable[str], path: Path) -> dict[str, Tensor]:
     """Return weights by the network's names: without wrappers' prefixes, or behind ``model.``."""
     wanted = set(wanted)
     names = [name.replace("_orig_mod.", "") for name in state]
@@ -62,6 +65,9 @@ def _renamed(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tenso
         candidates.append(names)
     candidates += [[f"model.{name}" for name in candidate] for candidate in candidates]
     best = max(candidates, key=lambda candidate: len(wanted & set(candidate)))
+    if len(set(best)) < len(best):
+        twice = sorted({name for name in best if best.count(name) > 1})
+        raise UnreadableError(f"{path} has two values each for {', '.join(twice[:10])}{_more(twice)}.")
     return dict(zip(best, state.values(), strict=True))
 
 
@@ -113,15 +119,35 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
+@torch.no_grad()
+def _check_logits(
+    network: nn.Module, state: dict[str, Tensor], image_shape: Sequence[int], path: Path
+) -> None:
+    """Raise UnreadableError if these weights do not give finite logits, as with a variance below 0."""
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    training = network.training
+    try:
+        logits = torch.func.functional_call(network.eval(), state, (images,))
+    finally:
+        network.train(training)
+    if not torch.isfinite(logits).all():
+        raise UnreadableError(
+            f"The weights of {path} give logits that are not finite. Ask for sound weights."
+        )
+
+
 def _check_masks(
     masks: Mapping[str, Tensor], network: nn.Module, image_shape: Sequence[int], path: Path
 ) -> None:
     """Raise UnreadableError if a channel mask has no layer, another length, or is not of zeros and ones."""
-    layers = dict(network.named_modules())
     for layer, mask in masks.items():
-        if layer not in layers:
-            raise UnreadableError(f"{path} has a mask of the layer {layer!r}, which the network has not.")
-        channels = channel_count(network, layer, image_shape)
+        try:
+            channels = channel_count(network, layer, image_shape)
+        except ValueError as error:
+            raise UnreadableError(
+                f"{path} has a mask of {layer!r}, which is no layer with channels of this network. Choose "
+                "another model."
+            ) from error
         if mask.shape != (channels,) or not ((mask == 0) | (mask == 1)).all():
             raise UnreadableError(
                 f"{path} has a mask {list(mask.shape)} of {layer!r}; {channels} zeros and ones are needed."
