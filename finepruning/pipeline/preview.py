@@ -11,6 +11,7 @@ from finepruning import launcher
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="config")
 def main(config: DictConfig) -> None:
     """Write what a configuration's attack does to its training images, and print where."""
+    from finepruning.attacks import Attack
     from finepruning.attacks.preview import write_preview
     from finepruning.data import ImageSet, pack
     from finepruning.pipeline import Refused
@@ -18,8 +19,8 @@ def main(config: DictConfig) -> None:
 
     try:
         attack = build(config.get("attack"))
-        if attack is None:
-            raise ValueError("attack=none shows nothing. Choose another attack.")
+        if not isinstance(attack, Attack):
+            raise ValueError("attack=none and attack=suspect poison nothing to show. Choose another attack.")
         packed = pack(build(config.dataset), Path(config.store_dir) / "data")
         images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
         attack.check(images, len(packed.classes))
