@@ -22,15 +22,20 @@ def comparison(records: Sequence[Record]) -> Table:
     table.add_column("channels\npruned", justify="right")
     table.add_column("note")
     for record in records:
-        cells = [str(record[key]) for key in ("dataset", "attack", "defense", "seed")]
+        cells = [Text(str(record[key])) for key in ("dataset", "attack", "defense", "seed")]
         if record["status"] != "finished":
             table.add_row(*cells, "", "", "", "", "", Text(f"failed: {record['error']}", style="red"))
             continue
         for score in ("clean_accuracy", "attack_success_rate"):
-            cells += [_percent(record["scores"][network], score) for network in ("suspect", "defended")]
+            cells += [Text(_percent(record["scores"][network], score)) for network in ("suspect", "defended")]
         pruned = sum(step["pruned"] for step in record["pruning"])
-        note = "dead attack: not ranked" if record["dead"] else ""
-        table.add_row(*cells, f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else "", note)
+        untargeted = record["scores"]["suspect"].get("untargeted", False)
+        notes = ["dead attack: not ranked"] * record["dead"] + [
+            "untargeted: share of accuracy lost"
+        ] * untargeted
+        table.add_row(
+            *cells, f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else "", "; ".join(notes)
+        )
     return table
 
 
