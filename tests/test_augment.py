@@ -32,16 +32,17 @@ def windows(image: Tensor, rows: int, columns: int) -> list[Tensor]:
 @given(
     shift=st.one_of(st.integers(0, 14), st.tuples(st.integers(0, 3), st.integers(0, 3))),
     flip=st.booleans(),
+    gain=st.floats(0, 3),
     noise=st.floats(0, 1),
     channels=st.sampled_from([1, 3]),
     count=st.integers(1, 5),
 )
 def test_shape_type_and_range_are_kept_and_the_input_is_untouched(
-    shift: int | tuple[int, int], flip: bool, noise: float, channels: int, count: int
+    shift: int | tuple[int, int], flip: bool, gain: float, noise: float, channels: int, count: int
 ) -> None:
     images = some_images(count, channels)
     before = images.clone()
-    changed = Augment(shift, flip, noise)(images)
+    changed = Augment(shift, flip, gain, noise)(images)
     assert changed.shape == images.shape
     assert changed.dtype == images.dtype
     assert changed.min() >= 0
@@ -50,7 +51,8 @@ def test_shape_type_and_range_are_kept_and_the_input_is_untouched(
 
 
 @pytest.mark.parametrize(
-    "augment", [Augment(2), Augment(flip=True), Augment(noise=0.1), Augment(1, True, 0.1)]
+    "augment",
+    [Augment(2), Augment(flip=True), Augment(gain=0.5), Augment(noise=0.1), Augment(1, True, 0.5, 0.1)],
 )
 def test_the_seed_decides_every_change(augment: Augment) -> None:
     images = some_images()
@@ -95,6 +97,18 @@ def test_noise_has_the_deviation_that_was_asked_for() -> None:
 def test_a_shift_that_is_no_size_in_pixels_is_refused(shift: int | list[int]) -> None:
     with pytest.raises(ValueError, match=r"training\.augment\.shift"):
         Augment(shift)
+
+
+def test_gain_scales_each_image_by_one_factor() -> None:
+    images = torch.full((500, 3, 4, 4), 0.01)
+    factors = Augment(gain=0.5)(images) / images
+    assert torch.equal(factors.amin((1, 2, 3)), factors.amax((1, 2, 3)))
+    assert factors[:, 0, 0, 0].log().std().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_negative_gain_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"A gain of -1 is below 0\. Change training\.augment\.gain"):
+        Augment(gain=-1)
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.5])

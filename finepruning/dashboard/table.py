@@ -22,24 +22,29 @@ def comparison(records: Sequence[Record]) -> Table:
     table.add_column("channels\npruned", justify="right")
     table.add_column("note")
     for record in records:
-        cells = [str(record[key]) for key in ("dataset", "attack", "defense", "seed")]
+        cells = [Text(str(record[key])) for key in ("dataset", "attack", "defense", "seed")]
         if record["status"] != "finished":
             table.add_row(*cells, "", "", "", "", "", Text(f"failed: {record['error']}", style="red"))
             continue
         for score in ("clean_accuracy", "attack_success_rate"):
-            cells += [_percent(record["scores"][network], score) for network in ("suspect", "defended")]
+            cells += [Text(_percent(record["scores"][network], score)) for network in ("suspect", "defended")]
         pruned = sum(step["pruned"] for step in record["pruning"])
-        note = "dead attack: not ranked" if record["dead"] else _guard(record["scores"])
-        table.add_row(*cells, f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else "", note)
+        share = f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else ""
+        table.add_row(*cells, share, "; ".join(_notes(record)))
     return table
 
 
-def _guard(scores: Mapping[str, Any]) -> str:
-    """Return what the pair of suspect and repaired network scores, where a record has it."""
-    if "goodnet" not in scores:
-        return ""
-    clean, success = (scores["goodnet"][name] for name in ("clean_accuracy", "attack_success_rate"))
-    return f"GoodNet {100 * clean:.1f} / " + ("-" if success is None else f"{100 * success:.1f}")
+def _notes(record: Record) -> list[str]:
+    """Return what a reader must know beside the numbers."""
+    scores, notes = record["scores"], []
+    if record["dead"]:
+        notes.append("dead attack: not ranked")
+    if scores["suspect"].get("untargeted", False):
+        notes.append("untargeted: share of accuracy lost")
+    if "goodnet" in scores:
+        clean, success = (scores["goodnet"][name] for name in ("clean_accuracy", "attack_success_rate"))
+        notes.append(f"GoodNet {100 * clean:.1f} / " + ("-" if success is None else f"{100 * success:.1f}"))
+    return notes
 
 
 def _percent(scores: Mapping[str, Any], name: str) -> str:

@@ -17,13 +17,17 @@ class Augment(nn.Module):
         shift: Largest shift in pixels, at least 0: one number, or one for rows and one for columns. A
             spectrogram's columns are its times.
         flip: Whether half of the images are mirrored, left to right.
+        gain: Standard deviation of the logarithm of a factor on each image's brightness, at least 0: with 0.5
+            two thirds of the images become 0.6 to 1.6 times as bright; the product is cut to [0, 1].
         noise: Standard deviation of Gaussian noise on every pixel, in [0, 1]; the sum is cut to [0, 1].
 
     Raises:
-        ValueError: If ``shift`` or ``noise`` is out of range.
+        ValueError: If ``shift``, ``gain`` or ``noise`` is out of range.
     """
 
-    def __init__(self, shift: int | Sequence[int] = 0, flip: bool = False, noise: float = 0.0) -> None:
+    def __init__(
+        self, shift: int | Sequence[int] = 0, flip: bool = False, gain: float = 0.0, noise: float = 0.0
+    ) -> None:
         super().__init__()
         shifts = [shift, shift] if isinstance(shift, int) else list(shift)
         if len(shifts) != 2 or min(shifts) < 0:
@@ -33,8 +37,11 @@ class Augment(nn.Module):
             )
         if not 0 <= noise <= 1:
             raise ValueError(f"Noise of {noise} is outside [0, 1]. Change training.augment.noise.")
+        if gain < 0:
+            raise ValueError(f"A gain of {gain} is below 0. Change training.augment.gain.")
         self.rows, self.columns = shifts
         self.flip = flip
+        self.gain = gain
         self.noise = noise
 
     def forward(self, images: Tensor) -> Tensor:
@@ -45,6 +52,9 @@ class Augment(nn.Module):
         if self.flip:
             mirrored = torch.rand(len(images), 1, 1, 1, device=device) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
+        if self.gain:
+            factors = torch.randn(len(images), 1, 1, 1, device=device).mul_(self.gain).exp_()
+            images = (images * factors).clamp_(0, 1)
         if self.noise:
             images = torch.randn_like(images).mul_(self.noise).add_(images).clamp_(0, 1)
         return images

@@ -1,0 +1,53 @@
+"""The table of runs says what a reader must know to believe it."""
+
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+
+from finepruning.dashboard import comparison
+
+
+def shown(**changes: Any) -> str:
+    scores = {
+        "clean_accuracy": 0.991,
+        "attack_success_rate": 0.4,
+        "robust_accuracy": 0.5,
+        "intervals": {
+            name: [0.3, 0.995] for name in ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+        },
+    }
+    record: dict[str, Any] = {
+        "status": "finished",
+        "dataset": "digits",
+        "attack": "badnet",
+        "defense": "prune",
+        "seed": 1,
+        "scores": {"suspect": scores, "defended": scores},
+        "pruning": [{"pruned": number == 1} for number in range(3)],
+        "dead": False,
+    }
+    screen = StringIO()
+    Console(file=screen, width=200).print(comparison([record | changes]))
+    return screen.getvalue()
+
+
+def test_scores_are_shown_in_percent_with_their_interval() -> None:
+    assert "99.1 [30.0, 99.5]" in shown()
+
+
+def test_pruned_channels_are_counted() -> None:
+    assert "1/2" in shown()
+
+
+def test_a_dead_attack_is_said_to_be_dead() -> None:
+    assert "dead attack: not ranked" in shown(dead=True)
+    assert "dead" not in shown()
+
+
+def test_a_failed_run_shows_why() -> None:
+    assert "failed: the loss became nan" in shown(status="failed", error="the loss became nan")
+
+
+def test_a_name_with_markup_is_shown_as_it_is() -> None:
+    assert "[bold]x[/bold]" in shown(dataset="[bold]x[/bold]")
