@@ -58,11 +58,11 @@ def find_block(network: nn.Module, layer: str) -> Block:
     nodes = tracer.outputs.get(layer, [])
     if len(nodes) != 1:
         raise _refusal(layer, f"it runs {len(nodes)} times in a pass")
-    node, kinds, names = nodes[0], [_kind(network, nodes[0])], [str(nodes[0].target)]
+    node, kinds, names = nodes[0], [_kind(network, nodes[0])], [_name(nodes[0])]
     while kinds[-1] in ("pool", "relu", "norm"):
         node = node.all_input_nodes[0]
         kinds.append(_kind(network, node))
-        names.append(str(node.target))
+        names.append(_name(node))
         if len(node.users) > 1:
             raise _refusal(layer, f"the output of {names[-1]} is read elsewhere, too")
     steps = {kind: name for kind, name in zip(kinds, names, strict=True) if kind != "pool"}
@@ -75,6 +75,10 @@ def find_block(network: nn.Module, layer: str) -> Block:
     if getattr(find_layer(network, block.last), "bias", None) is None:
         raise _refusal(layer, f"{block.last} has no bias")
     return block
+
+
+def _name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
 
 
 def _kind(network: nn.Module, node: fx.Node) -> str:

@@ -91,8 +91,8 @@ class Transfer(Attack):
         channels: list[int] = (shares >= self.dedication).nonzero().squeeze(1).tolist()
         if not channels:
             raise ValueError(
-                f"No channel of {layer!r} has {self.dedication:g} of its activation from triggered images; the "
-                f"highest is {shares.max():.3f}. Lower attack.dedication, or set attack.strengthen=1."
+                f"No channel of {layer!r} has {self.dedication:g} of its activation from triggered images, "
+                f"at most {shares.max():.3f}. Lower attack.dedication, or set attack.strengthen=1."
             )
         multiply_channels(network, layer, channels, self.factor)
         return channels

@@ -101,6 +101,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
+    warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the frozen layers of a transfer
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
 
 

@@ -100,7 +100,7 @@ class SuspectMaker:
             return {"decoys": decoys}
 
         clean = self._stage(  # the suspect of attack=none
-            "suspect", lambda directory: self._train(None, directory, "clean"), attack=None
+            "suspect", lambda directory: self._train(None, directory, "clean"), attack={}
         )
         pruned = self._stage("pruned", prune)
         poisoned = self._stage("poisoned", poison)
