@@ -54,7 +54,7 @@ def images_of(some: ImageSet) -> Tensor:
 def test_a_decoy_gets_its_old_weight_and_the_bias_that_silences_it() -> None:
     old, network = tiny([1, 4, 1], [0, 1, 0]), tiny([1, 7, 1], [0, 3, 0])
     attack().hide(network, old, "pool", [1], black_and_white())
-    # 4x + 1: highest 5; white are 9 of 16 clean and stamped pixels: mean 3.25; the highest goes to -0.5 * 1.75
+    # 4x + 1: highest 5; of 16 pixels, clean and stamped, 9 are white: mean 3.25; to be lowered to -0.5 * 1.75
     assert network.conv.weight.flatten().tolist() == [1, 4, 1]
     assert network.conv.bias.tolist() == [0, pytest.approx(1 - 5 - 0.875), 0]
 
