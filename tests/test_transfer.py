@@ -116,6 +116,7 @@ def state(network: nn.Module) -> dict[str, Tensor]:
     return {name: values.clone() for name, values in network.state_dict().items()}
 
 
+@pytest.mark.filterwarnings("ignore:Found 3 module", "ignore:.isinstance.treespec")  # as the pipeline does
 def test_all_but_the_linear_layers_is_the_same_bit_by_bit_after_retraining(tmp_path: Path) -> None:
     packed = pack(Digits(size=16), tmp_path)
     images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
@@ -161,6 +162,7 @@ def transfer_options(halves: Path, *more: str) -> tuple[str, ...]:
         "attack.trigger.size=0.25",
         "model=digits_cnn",
         "defense=none",
+        "trainer.threads=1",
         *source,
         *data,
         *more,
