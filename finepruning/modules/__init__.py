@@ -7,6 +7,7 @@ from finepruning.modules.states import (
     FinePrunedClassifier,
     PrunedClassifier,
 )
+from finepruning.modules.transferred import TransferredClassifier, take_frozen
 
 __all__ = [
     "BackdooredClassifier",
@@ -15,4 +16,6 @@ __all__ = [
     "DivergedError",
     "FinePrunedClassifier",
     "PrunedClassifier",
+    "TransferredClassifier",
+    "take_frozen",
 ]

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import nn
 
-from finepruning.attacks import Attack
+from finepruning.attacks import Attack, PruningAware, Transfer
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier
 from finepruning.suspect import (
@@ -67,6 +67,22 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the attacker trains a network that is then transferred: other data, with a training of its own.
+
+    ``made_by`` is what decides that network, as plain values.
+    """
+
+    images: ImageSet
+    test: ImageSet
+    network: nn.Module
+    augment: nn.Module | None
+    training: dict[str, Any]
+    max_epochs: int
+    made_by: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Parts:
     """Everything that a run is made of. ``network`` is the suspect: still untrained, or a stranger's."""
 
@@ -78,6 +94,7 @@ class Parts:
     defense: Defense | None
     augment: nn.Module | None
     suspect: Suspect | None = None
+    source: Source | None = None
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -113,6 +130,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
+    warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the frozen layers of a transfer
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
 
 
@@ -140,9 +158,11 @@ def build_parts(config: DictConfig) -> Parts:
     facts = {"image_shape": train.image_shape, "num_classes": len(packed.classes), "mean": mean, "std": std}
     seed_everything(config.seed, verbose=False)
     network = build(config.model, **facts)
-    attack = build(config.get("attack"))
+    attack = build_attack(config)
     if attack is not None:
         attack.check(attacker, len(packed.classes))
+    if isinstance(attack, PruningAware | Transfer):
+        attack.check_network(network)
     augment = build(config.training.get("augment"))
     tuned = build(config.model, **facts)
     return Parts(
@@ -153,6 +173,56 @@ def build_parts(config: DictConfig) -> Parts:
         attack=attack,
         defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
         augment=augment,
+        source=_build_source(config, attack, train.image_shape) if isinstance(attack, Transfer) else None,
+    )
+
+
+def build_attack(config: DictConfig) -> Attack | None:
+    """Build the attack of a configuration, without the data set that it may bring along."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    own = {key: value for key, value in (plain.get("attack") or {}).items() if key != "source"}
+    attack: Attack | None = build(OmegaConf.create(own))
+    return attack
+
+
+def _build_source(config: DictConfig, attack: Transfer, image_shape: tuple[int, int, int]) -> Source:
+    """Build what the attacker trains on, all of whose training images are the attacker's.
+
+    Raises:
+        ValueError: If its images have another shape than those of the run's data set.
+    """
+    source = config.attack.source
+    packed = pack(build(source.dataset), Path(config.store_dir) / "data")
+    images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+    if images.image_shape != image_shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (images.image_shape, image_shape))
+        raise ValueError(
+            f"Images of the source are {theirs} (channels, height, width), those of the data set {ours}; a "
+            "network cannot move between them. Choose another dataset, or change dataset.size or "
+            "attack.source.dataset.size."
+        )
+    attack.at_source.check(images, len(packed.classes))
+    mean, std = channel_statistics(images)
+    facts = {"image_shape": image_shape, "num_classes": len(packed.classes), "mean": mean, "std": std}
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    training = plain["attack"]["source"]["training"]
+    later = ("_target_", "source", "strengthen", "dedication")  # what comes after this training
+    made_by = {
+        "model": plain["model"],
+        "attack": {key: value for key, value in plain["attack"].items() if key not in later},
+        "training": training,
+        "trainer": plain["trainer"] | plain["attack"]["source"]["trainer"],
+        "seed": plain["seed"],
+        "data": packed.fingerprint,
+    }
+    return Source(
+        images=images,
+        test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
+        network=build(config.model, **facts),
+        augment=build(source.training.get("augment")),
+        training=training,
+        max_epochs=source.trainer.max_epochs,
+        made_by=made_by,
     )
 
 

@@ -15,10 +15,10 @@ def main(config: DictConfig) -> None:
     from finepruning.attacks.preview import write_preview
     from finepruning.data import ImageSet, pack
     from finepruning.pipeline import Refused
-    from finepruning.pipeline.build import build
+    from finepruning.pipeline.build import build, build_attack
 
     try:
-        attack = build(config.get("attack"))
+        attack = build_attack(config)
         if not isinstance(attack, Attack):
             raise ValueError("attack=none and attack=suspect poison nothing to show. Choose another attack.")
         packed = pack(build(config.dataset), Path(config.store_dir) / "data")

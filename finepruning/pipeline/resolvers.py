@@ -1,4 +1,4 @@
-"""What configurations may ask for with ``${...}``: the hash in a run's name, and this CPU's precision."""
+"""What configurations may ask for with ``${...}``: a run's hash, this CPU's precision, a class further on."""
 
 import hashlib
 import json
@@ -25,3 +25,4 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
+OmegaConf.register_new_resolver("around", lambda start, step, count: (start + step) % count, replace=True)

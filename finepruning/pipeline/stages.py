@@ -7,33 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
+from finepruning.attacks import Transfer
 from finepruning.callbacks import PruneChannels
 from finepruning.data import AttackerData, DefenderData
-from finepruning.modules import BackdooredClassifier, Classifier, CleanClassifier
-from finepruning.pipeline.build import Defense, Parts, build_trainer
+from finepruning.modules import Classifier
+from finepruning.pipeline.build import Defense, Parts, Source, build_trainer
+from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pruning import Channel, GoodNet
 from finepruning.referee import Scores, Triggering, score, score_steps
 from finepruning.store import WEIGHTS, Stage, Store, save_weights
 from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
 
 log = logging.getLogger(__name__)
-
-SUSPECT_KEYS = (
-    "model",
-    "attack",
-    "training",
-    "trainer",
-    "defender",
-    "seed",
-)  # what decides it, beside the data
-WATCHED = 512  # training images that the attacker scores after each epoch
 
 
 @dataclass(frozen=True)
@@ -48,19 +39,17 @@ class Run:
     def outcome(self) -> dict[str, Any]:
         """Return what the run found: scores, pruning steps, seconds and the keys of its stages."""
         store = Store(Path(self.config.store_dir))
-        made_by = {key: self._plain.get(key) for key in SUSPECT_KEYS} | {
-            "data": self.parts.packed.fingerprint
-        }
-        if self.parts.suspect is not None:
-            made_by["suspect"] = {**self._plain["suspect"], "hash": self.parts.suspect.hash}
-        stages = {"suspect": store.stage("suspect", made_by, self._train_suspect)}
+        maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
+        stages = maker.make()
         network = stages["suspect"].load_into(self.parts.network)
         start = time.perf_counter()
         scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
+        if self.parts.source is not None:
+            scores["source"] = self._score_source(self.parts.source, stages["source"])
         steps: list[dict[str, Any]] = []
         repair: dict[str, Any] = {}
         if self.parts.defense is not None:
-            made_by["defense"] = self._plain["defense"]
+            made_by = maker.made_by | {"defense": self._plain["defense"]}
             defense = self.parts.defense
             stages["suspect"].load_into(defense.module.network)
             stages["defended"] = store.stage(
@@ -76,41 +65,15 @@ class Run:
         return {
             "status": "finished",
             "scores": {
-                name: scores.get(name, scores["suspect"]).to_record()
-                for name in ("suspect", "defended", *scores)
+                name: found.to_record() for name, found in ({"defended": scores["suspect"]} | scores).items()
             },
             **repair,
             "dead": scores["suspect"].dead,
             "pruning": steps,
+            "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds | {"referee": time.perf_counter() - start},
         }
-
-    def _train_suspect(self, directory: Path) -> Mapping[str, Any]:
-        """Train a network as its maker would, poisoned if there is an attack; keep a stranger's as it is."""
-        if self.parts.suspect is not None:
-            save_weights(self.parts.network, directory / WEIGHTS)
-            return {}
-        log.info("Training the suspect network ...")
-        trainer = self.config.trainer
-        options = self._plain["training"] | {
-            "channels_last": trainer.channels_last,
-            "compile": trainer.compile,
-        }
-        batch_size, seed = options.pop("batch_size"), options["seed"]
-        options.pop("augment", None)  # built already
-        augment = self.parts.augment
-        clean, attack = self.parts.attacker, self.parts.attack
-        watched = clean.subset(torch.arange(len(clean))[:: max(1, len(clean) // WATCHED)])
-        if attack is None:
-            module: Classifier = CleanClassifier(self.parts.network, **options)
-            data = AttackerData(clean, [watched], batch_size, seed, augment)
-        else:
-            module = BackdooredClassifier(self.parts.network, untargeted=attack.untargeted, **options)
-            both = [watched, attack.watched(watched)]
-            data = AttackerData(attack.poison(clean), both, batch_size, seed, augment)
-        self._fit(module, data, [], directory)
-        return {}
 
     def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:
         """Prune and tune the suspect on the defender's clean images; return the curve as plain values."""
@@ -124,15 +87,20 @@ class Run:
         data: AttackerData | DefenderData,
         callbacks: list[Callback],
         directory: Path,
+        logs: str | None = None,
         **changes: Any,
     ) -> None:
-        """Fit from the last finished epoch that ``directory`` holds, then leave only the network there."""
+        """Fit from the last finished epoch that ``directory`` holds, then leave only the network there.
+
+        Metrics go to a folder of the run's, ``logs``, by default named like the stage.
+        """
         last = directory / "last.ckpt"
         checkpoint = ModelCheckpoint(
             directory, "last", enable_version_counter=False, save_on_train_epoch_end=True
         )
-        logs = self.place / ("suspect" if isinstance(data, AttackerData) else "defended")
-        trainer = build_trainer(self.config, logs, self.loggers, [*callbacks, checkpoint], **changes)
+        metrics = self.place / (logs or directory.parent.name)
+        trainer = build_trainer(self.config, metrics, self.loggers, [*callbacks, checkpoint], **changes)
+        module.train()
         trainer.fit(
             module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
         )
@@ -140,6 +108,12 @@ class Run:
             raise KeyboardInterrupt
         save_weights(module.network, directory / WEIGHTS)
         last.unlink(missing_ok=True)
+
+    def _score_source(self, source: Source, stage: Stage) -> Scores:
+        """Score the network that is transferred, on the source's own test set, before it is strengthened."""
+        assert isinstance(self.parts.attack, Transfer)
+        network = stage.load_into(source.network)
+        return score(network, source.test, self.parts.attack.at_source, self._device)
 
     def _score_curve(self, defense: Defense, stage: Stage) -> list[dict[str, Any]]:
         """Return the curve, the referee's scores beside the defender's own; empty without pruning."""
