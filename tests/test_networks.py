@@ -34,7 +34,10 @@ from finepruning.pruning import (
 from finepruning.pruning.ranking import Channel
 from finepruning.store import load_weights, save_weights
 
-CONFIGS = sorted((Path(__file__).parent.parent / "conf" / "model").glob("*.yaml"))
+MODELS = Path(__file__).parent.parent / "conf" / "model"
+CONFIGS = sorted(
+    path for path in MODELS.glob("*.yaml") if path.stem != "python_file"
+)  # that one is a stranger's
 SHAPES = {
     "deepid": (3, 55, 47),
     "badnets_cnn": (1, 28, 28),

@@ -61,6 +61,9 @@ class Run:
             scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
             repair = self._write_repair(network, defended, scores)
         self._log(scores)
+        scoring = time.perf_counter() - start
+        if "defended" in stages and not stages["defended"].reused:
+            scoring -= stages["defended"].about["seconds"]  # it was made in between
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         return {
             "status": "finished",
@@ -72,7 +75,7 @@ class Run:
             "pruning": steps,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
-            "seconds": seconds | {"referee": time.perf_counter() - start},
+            "seconds": seconds | {"referee": scoring},
         }
 
     def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:
