@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finepruning.networks import DeepID, PreActResNet18, SignCNN
 from finepruning.pruning import (
