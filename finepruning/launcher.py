@@ -26,11 +26,9 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
 
 from finepruning import pipeline
 from finepruning import record as records
-from finepruning.dashboard import comparison
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +91,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs, print the table of their records, and fail if one of them did."""
+        from finepruning.dashboard import show  # here, since --help has no table to print
+
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [
@@ -104,8 +104,7 @@ class LocalLauncher(Launcher):
         log.info("%d runs, %d at a time", len(jobs), min(n_jobs, len(jobs)))
         self._run(jobs, n_jobs)
         found = [records.read(job.place) for job in jobs]
-        width = None if sys.stdout.isatty() else 160
-        Console(width=width).print(comparison([record for record in found if record is not None]))
+        show([record for record in found if record is not None])
         log.info("Runs: %s", Path(self.config.runs_dir).resolve())
         failed = [job for job in jobs if job.error]
         if failed:

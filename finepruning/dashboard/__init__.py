@@ -1,5 +1,5 @@
 """Records made visible. Nothing here loads torch."""
 
-from finepruning.dashboard.table import comparison
+from finepruning.dashboard.table import comparison, show
 
-__all__ = ["comparison"]
+__all__ = ["comparison", "show"]

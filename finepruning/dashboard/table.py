@@ -1,8 +1,10 @@
 """Runs side by side in a terminal."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,6 +34,11 @@ def comparison(records: Sequence[Record]) -> Table:
         share = f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else ""
         table.add_row(*cells, share, "; ".join(_notes(record)))
     return table
+
+
+def show(records: Sequence[Record]) -> None:
+    """Print the table, as wide as the terminal; 160 columns where there is none."""
+    Console(width=None if sys.stdout.isatty() else 160).print(comparison(records))
 
 
 def _notes(record: Record) -> list[str]:

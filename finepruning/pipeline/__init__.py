@@ -5,7 +5,6 @@ functions, so that ``--help`` and the parent of a sweep never do.
 """
 
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from finepruning import record as records
-from finepruning.dashboard import comparison
 from finepruning.pipeline.resolvers import choices_hash
 
 __all__ = ["Refused", "run"]
@@ -49,7 +46,9 @@ def run(config: DictConfig) -> None:
     except (ValueError, TypeError, OSError) as error:
         raise Refused(str(error)) from error
     if HydraConfig.get().mode == RunMode.RUN:
-        Console(width=None if sys.stdout.isatty() else 160).print(comparison([record]))
+        from finepruning.dashboard import show  # here, since --help has no table to print
+
+        show([record])
         log.info("Record: %s", place / records.FILE)
 
 
