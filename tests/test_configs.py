@@ -54,4 +54,4 @@ def test_a_target_that_is_not_allowed_is_refused() -> None:
 
 def test_no_configuration_names_a_path_of_one_machine() -> None:
     texts = [path.read_text() for path in Path(ROOT / "conf").rglob("*.yaml")]
-    assert not [text for text in texts if "/home/" in text or "/root/" in text]
+    assert not [text for text in texts if str(Path.home()) in text or str(ROOT) in text]
