@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException
@@ -103,7 +104,7 @@ class LocalLauncher(Launcher):
         )
         log.info("%d runs, %d at a time", len(jobs), min(n_jobs, len(jobs)))
         self._run(jobs, n_jobs)
-        found = [records.read(job.place) for job in jobs]
+        found = [records.read(job.place) for job in jobs if not job.error]
         show([record for record in found if record is not None])
         log.info("Runs: %s", Path(self.config.runs_dir).resolve())
         failed = [job for job in jobs if job.error]
@@ -158,8 +159,6 @@ class LocalLauncher(Launcher):
 
 
 def _place(config: DictConfig) -> Path:
-    from hydra.core.hydra_config import HydraConfig
-
     HydraConfig.instance().set_config(config)
     return Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
 

@@ -129,6 +129,18 @@ def test_one_bad_run_of_a_sweep_takes_no_other_with_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*/record.json"))) == 1
 
 
+def test_a_damaged_record_in_a_sweep_hides_no_other_run(tmp_path: Path) -> None:
+    arguments = ("defense=none", *QUICK, f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
+    damaged = Path(run_here(*arguments)["name"])
+    (tmp_path / "runs" / damaged / "record.json").write_text("{")
+    done = cli("-m", "seed=1,2", *arguments)
+    assert done.returncode == 1
+    assert "1 of 2 runs failed:" in done.stderr
+    assert "record.json is damaged" in done.stderr
+    assert "│ digits" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_a_damaged_record_is_named(quick_run: RunHere, tmp_path: Path) -> None:
     record = quick_run("defense=none")
     (tmp_path / "runs" / record["name"] / "record.json").write_text("{")
