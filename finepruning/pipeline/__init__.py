@@ -78,7 +78,8 @@ def _claim(place: Path, config: DictConfig) -> dict[str, Any] | None:
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     """Run the stages and write the record, a failed one if training diverges."""
     from finepruning.modules import DivergedError
-    from finepruning.pipeline.build import build_parts, run_loggers
+    from finepruning.pipeline.build import build_parts
+    from finepruning.pipeline.loggers import run_loggers
     from finepruning.pipeline.stages import Run
 
     start = time.perf_counter()

@@ -1,22 +1,15 @@
 """A configuration becomes objects, all of them built and checked before any training."""
 
-import hashlib
 import logging
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning import Callback, seed_everything
 from torch import nn
 
 from finepruning.attacks import Attack, PruningAware, Transfer
@@ -35,7 +28,6 @@ from finepruning.suspect import (
 log = logging.getLogger(__name__)
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
-OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
 
 
@@ -289,52 +281,3 @@ def _build_defense(
     data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed, augment)
     callbacks = [build(callback) for callback in (defense.get("callbacks") or {}).values()]
     return Defense(module, data, callbacks, max_epochs)
-
-
-def build_trainer(
-    config: DictConfig, directory: Path, loggers: list[Logger], callbacks: list[Callback], **changes: Any
-) -> Trainer:
-    """Build the trainer of one stage, with its metrics as CSV in ``directory``."""
-    terminal = sys.stdout.isatty()
-    trainer: Trainer = build(
-        OmegaConf.masked_copy(config.trainer, [key for key in config.trainer if key not in OUR_TRAINER_KEYS]),
-        callbacks=[*callbacks, RichProgressBar()] if terminal else callbacks,
-        logger=[CSVLogger(directory.parent, "", directory.name), *loggers],
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data modules share out batches themselves
-        log_every_n_steps=50,
-        **changes,
-    )
-    return trainer
-
-
-@contextmanager
-def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> Iterator[list[Logger]]:
-    """Give the loggers of a run beside CSV, and finish them in every case."""
-    if not config.get("logger"):
-        yield []
-        return
-    tracked = None
-    if config.logger["_target_"].endswith("WandbLogger"):
-        tracked = wandb.init(
-            project=config.logger.project,
-            mode=config.logger.mode,
-            name=about["name"],
-            id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],  # a rerun goes on with it
-            resume="allow",
-            group=about["group"],
-            job_type=about["defense"],
-            tags=[about["dataset"], about["attack"], about["defense"]],
-            dir=place,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        )
-    try:
-        logger: Logger = build(config.logger, **({"experiment": tracked} if tracked else {}))
-        shown = ("dataset", "model", "attack", "defense", "seed", "config")
-        logger.log_hyperparams({key: about[key] for key in shown})
-        yield [logger]
-    finally:
-        if tracked:
-            tracked.finish()

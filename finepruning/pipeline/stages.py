@@ -1,27 +1,25 @@
 """The stages of a run: train the suspect, defend it, score both. The store keeps what is trained."""
 
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from finepruning.attacks import Transfer
 from finepruning.callbacks import PruneChannels
-from finepruning.data import AttackerData, DefenderData
-from finepruning.modules import Classifier
-from finepruning.pipeline.build import Defense, Parts, Source, build_trainer
+from finepruning.pipeline.build import Defense, Parts, Source
 from finepruning.pipeline.suspects import SuspectMaker
+from finepruning.pipeline.training import fit
 from finepruning.pruning import Channel, GoodNet
 from finepruning.referee import Scores, Triggering, score, score_steps
-from finepruning.store import WEIGHTS, Stage, Store, save_weights
+from finepruning.store import Stage, Store
 from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
 
 log = logging.getLogger(__name__)
@@ -84,34 +82,6 @@ class Run:
         self._fit(defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs)
         return next((c.state_dict() for c in defense.callbacks if isinstance(c, PruneChannels)), {})
 
-    def _fit(
-        self,
-        module: Classifier,
-        data: AttackerData | DefenderData,
-        callbacks: list[Callback],
-        directory: Path,
-        logs: str | None = None,
-        **changes: Any,
-    ) -> None:
-        """Fit from the last finished epoch that ``directory`` holds, then leave only the network there.
-
-        Metrics go to a folder of the run's, ``logs``, by default named like the stage.
-        """
-        last = directory / "last.ckpt"
-        checkpoint = ModelCheckpoint(
-            directory, "last", enable_version_counter=False, save_on_train_epoch_end=True
-        )
-        metrics = self.place / (logs or directory.parent.name)
-        trainer = build_trainer(self.config, metrics, self.loggers, [*callbacks, checkpoint], **changes)
-        module.train()
-        trainer.fit(
-            module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True
-        )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        save_weights(module.network, directory / WEIGHTS)
-        last.unlink(missing_ok=True)
-
     def _score_source(self, source: Source, stage: Stage) -> Scores:
         """Score the network that is transferred, on the source's own test set, before it is strengthened."""
         assert isinstance(self.parts.attack, Transfer)
@@ -165,6 +135,10 @@ class Run:
             for name, network in scores.items():
                 values = {key: value for key, value in network.values().items() if value is not None}
                 logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
+
+    @property
+    def _fit(self) -> Callable[..., None]:
+        return functools.partial(fit, self.config, self.place, self.loggers)
 
     @property
     def _scored_attack(self) -> Triggering | None:

@@ -1,6 +1,6 @@
 """The launcher of ``-m`` on one machine: a fresh process a job, forked from a server that has torch loaded.
 
-A job leaves nothing behind in another one, and one that dies takes no other with it. See also CheckPlace.
+A job leaves nothing behind in another one, and one that dies takes no other with it.
 """
 
 import logging
@@ -15,15 +15,11 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.errors import CompactHydraException
-from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
@@ -32,31 +28,6 @@ from finepruning import pipeline
 from finepruning import record as records
 
 log = logging.getLogger(__name__)
-
-
-class CheckPlace(Callback):
-    """Stop before anything else where the runs' folder cannot be written."""
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Check ``runs_dir``."""
-        self._check(config.runs_dir)
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Check ``runs_dir``."""
-        self._check(config.runs_dir)
-
-    @staticmethod
-    def _check(runs_dir: str) -> None:
-        try:
-            Path(runs_dir).mkdir(parents=True, exist_ok=True)
-            probe = Path(runs_dir) / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            # SystemExit, since Hydra turns a callback's other exceptions into warnings
-            sys.exit(
-                f"runs_dir={runs_dir} cannot be written ({error.strerror}). Set runs_dir to another folder."
-            )
 
 
 @dataclass
@@ -186,12 +157,3 @@ def _work(config: DictConfig, place: str, reason: Connection) -> None:
             traceback.print_exc()
         reason.send(str(error) or type(error).__name__)
         sys.exit(1)
-
-
-def register() -> None:
-    """Make ``hydra/launcher=local`` known to Hydra, which takes plugins from a package hydra_plugins only."""
-    plugins = Plugins.instance()
-    package = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
-    package.finepruning = sys.modules[__name__]  # type: ignore[attr-defined]
-    LocalLauncher.__module__ = "hydra_plugins.finepruning"
-    plugins.register(LocalLauncher)

@@ -1,0 +1,74 @@
+"""Training of one stage: Lightning's trainer, and going on after an interruption."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from finepruning.data import AttackerData, DefenderData
+from finepruning.modules import Classifier
+from finepruning.pipeline.build import build
+from finepruning.store import WEIGHTS, save_weights
+
+OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
+
+
+def build_trainer(
+    config: DictConfig, directory: Path, loggers: list[Logger], callbacks: list[Callback], **changes: Any
+) -> Trainer:
+    """Build the trainer of one stage, with its metrics as CSV in ``directory``."""
+    terminal = sys.stdout.isatty()
+    trainer: Trainer = build(
+        OmegaConf.masked_copy(config.trainer, [key for key in config.trainer if key not in OUR_TRAINER_KEYS]),
+        callbacks=[*callbacks, RichProgressBar()] if terminal else callbacks,
+        logger=[CSVLogger(directory.parent, "", directory.name), *loggers],
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data modules share out batches themselves
+        log_every_n_steps=50,
+        **changes,
+    )
+    return trainer
+
+
+def fit(
+    config: DictConfig,
+    place: Path,
+    loggers: list[Logger],
+    module: Classifier,
+    data: AttackerData | DefenderData,
+    callbacks: list[Callback],
+    directory: Path,
+    logs: str | None = None,
+    **changes: Any,
+) -> None:
+    """Fit from the last finished epoch that ``directory`` holds, then leave only the network there.
+
+    Args:
+        config: The run's configuration.
+        place: The run's folder.
+        loggers: Of the run.
+        module: What is trained.
+        data: On what.
+        callbacks: What acts while it is.
+        directory: The stage's folder.
+        logs: Where metrics go in the run's folder; by default named like the stage.
+        changes: Of the trainer's configuration.
+    """
+    last = directory / "last.ckpt"
+    checkpoint = ModelCheckpoint(
+        directory, "last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    metrics = place / (logs or directory.parent.name)
+    trainer = build_trainer(config, metrics, loggers, [*callbacks, checkpoint], **changes)
+    module.train()
+    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    save_weights(module.network, directory / WEIGHTS)
+    last.unlink(missing_ok=True)
