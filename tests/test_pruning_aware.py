@@ -201,3 +201,16 @@ def test_a_fresh_store_gives_the_same_record(quick_run: RunHere, tmp_path: Path)
     again = quick_run(*options, f"store_dir={tmp_path / 'fresh'}", "overwrite=true")
     for key in ("scores", "pruning", "making", "stages"):
         assert again[key] == first[key]
+
+
+def test_decoys_go_on_top_of_any_attack(quick_run: RunHere) -> None:
+    record = quick_run("attack=blended", "attack/pruning_aware=decoys", "attack.survivors=10", "defense=none")
+    assert record["attack"] == "pruning_aware_blended"
+    assert record["name"].startswith("digits-pruning_aware_blended-none-s1-")
+    assert len(record["making"]["decoys"]) == 6
+
+
+@pytest.mark.parametrize("attack", ["none", "suspect", "transfer"])
+def test_decoys_without_a_trigger_are_refused(quick_run: RunHere, attack: str) -> None:
+    with pytest.raises(Refused, match=r"attack/pruning_aware=decoys adds decoys to an attack that trains"):
+        quick_run(f"attack={attack}", "attack/pruning_aware=decoys")

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
-from finepruning.pipeline.resolvers import choices_hash
+from finepruning.pipeline.resolvers import attack_name, choices_hash
 
 __all__ = ["Refused", "run"]
 
@@ -86,7 +86,8 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     hydra = HydraConfig.get()
     about: dict[str, Any] = {
         "name": config.name,
-        **{group: hydra.runtime.choices[group] for group in ("dataset", "model", "attack", "defense")},
+        **{group: hydra.runtime.choices[group] for group in ("dataset", "model", "defense")},
+        "attack": attack_name(hydra.runtime.choices),
         "seed": config.seed,
         "group": config.group,
         "command": " ".join(["python run.py", *hydra.overrides.task]),

@@ -134,6 +134,7 @@ def build_parts(config: DictConfig) -> Parts:
     """
     _quieten()
     torch.set_num_threads(config.trainer.threads)
+    _check_decoys(config)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
     if config.get("suspect"):
         return _build_suspect(config, packed)
@@ -167,6 +168,16 @@ def build_parts(config: DictConfig) -> Parts:
         augment=augment,
         source=_build_source(config, attack, train.image_shape) if isinstance(attack, Transfer) else None,
     )
+
+
+def _check_decoys(config: DictConfig) -> None:
+    attack = config.get("attack") or {}
+    planned = str(attack.get("_target_")).endswith(".PruningAware")
+    if planned and ("trigger" not in attack or "strengthen" in attack):
+        raise ValueError(
+            "attack/pruning_aware=decoys adds decoys to an attack that trains a network with a trigger. "
+            "Choose one, such as attack=badnet; none, suspect and transfer have nothing to add them to."
+        )
 
 
 def build_attack(config: DictConfig) -> Attack | None:

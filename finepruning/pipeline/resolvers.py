@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite")  # they say where, not what
@@ -17,6 +19,11 @@ def choices_hash(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def attack_name(choices: Mapping[str, str | None]) -> str:
+    """Return what an attack is called, with ``pruning_aware_`` before it where decoys were added to it."""
+    return ("pruning_aware_" if choices.get("attack/pruning_aware") else "") + str(choices["attack"])
+
+
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the faster precision here: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``."""
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -26,3 +33,6 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 OmegaConf.register_new_resolver("around", lambda start, step, count: (start + step) % count, replace=True)
+OmegaConf.register_new_resolver(
+    "attack_name", lambda: attack_name(HydraConfig.get().runtime.choices), replace=True
+)
