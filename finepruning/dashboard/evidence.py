@@ -1,0 +1,197 @@
+"""The evidence in ``experiments/``: runs become a CSV of counts, and tables of the pages are made from it.
+
+``python -m finepruning.dashboard.evidence NAME [RUNS]`` writes ``experiments/results/NAME.csv`` from the
+records in ``RUNS`` (default ``runs/NAME``) and fills every table of that name in the pages and the README;
+without a name it fills all tables from the CSV files that are there. A table stands between
+``<!-- table NAME: COLUMN ... -->`` and ``<!-- end -->``; ``dataset=mnist`` among the columns keeps only such
+rows.
+"""
+
+import argparse
+import csv
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finepruning import record as records
+from finepruning.dashboard.seeds import Spread, spread
+
+ROOT = Path(__file__).parent.parent.parent
+SCORES = ("clean_accuracy", "attack_success_rate")
+NETWORKS = ("suspect", "defended")
+GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
+FIELDS = (
+    *GROUPED_BY,
+    "seed",
+    *(f"{network}_{score}" for network in NETWORKS for score in SCORES),
+    *(f"{network}_{score}_counts" for network in NETWORKS for score in SCORES),
+    "channels_pruned",
+    "dead",
+    "seconds",
+    "commit",
+)
+UNTOLD = (
+    "seed",
+    "experiment",
+    "case",
+    "runs_dir",
+    "store_dir",
+    "data_dir",
+    "logger",
+    "name",
+    "group",
+    "trainer",
+)
+TABLE = re.compile(r"(<!-- table (\w+): ([^>]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+NAMES = {"clean": "clean_accuracy", "success": "attack_success_rate"}
+
+Row = Mapping[str, Any]
+
+
+def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each finished record, by dataset, attack, defense, setting and seed."""
+    rows = [_row(record) for record in found if record["status"] == "finished"]
+    return sorted(rows, key=lambda row: tuple(str(row[name]) for name in (*GROUPED_BY, "seed")))
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {name: record[name] for name in ("dataset", "model", "attack", "defense", "seed")}
+    row["setting"] = _setting(record["command"])
+    for network in NETWORKS:
+        scores = record["scores"][network]
+        for score in SCORES:
+            counts = scores["counts"].get(score)
+            row[f"{network}_{score}"] = "" if scores[score] is None else f"{scores[score]:.6f}"
+            row[f"{network}_{score}_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+    row["channels_pruned"] = sum(step["pruned"] for step in record["pruning"]) if record["pruning"] else ""
+    return row | {
+        "dead": record["dead"],
+        "seconds": f"{sum(value for name, value in record['seconds'].items() if name != 'run'):.0f}",
+        "commit": (record["commit"] or "")[:7],
+    }
+
+
+def _setting(command: str) -> str:
+    """Return the keys that a command sets beside choices of groups, seeds and places."""
+    pairs = [word.split("=", 1) for word in shlex.split(command) if "=" in word]
+    told = [(key, value) for key, value in pairs if "." in key and key.split(".")[0] not in UNTOLD]
+    return " ".join(f"{key}={value}" for key, value in told if value != "null")
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Return a Markdown table of means and 95 % t-intervals over seeds, in percent.
+
+    Args:
+        rows: As they stand in a CSV file.
+        columns: Any of the grouping fields, ``seeds``, ``channels``, ``cost`` (points of clean accuracy that
+            the defense took), ``price`` (points that the attack took, against ``attack=none`` on the same
+            data set), ``clean``, ``success`` (of the defended network), ``suspect_clean`` and
+            ``suspect_success``.
+
+    Raises:
+        ValueError: If a column is unknown.
+    """
+    titles = {"success": "attack success, %", "clean": "clean accuracy, %", "channels": "channels pruned"}
+    titles |= {"suspect_clean": "clean accuracy before, %", "suspect_success": "attack success before, %"}
+    titles |= {"cost": "cost, points", "price": "clean accuracy lost to the attack, points"}
+    head = [titles.get(column, column) for column in columns]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in GROUPED_BY), []).append(row)
+    baselines = {
+        key[0]: _percent(group, "suspect_clean_accuracy") for key, group in groups.items() if key[2] == "none"
+    }
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for group in groups.values():
+        lines.append(f"| {' | '.join(_cell(column, group, baselines) for column in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | None]) -> str:
+    first = group[0]
+    if column in GROUPED_BY:
+        return f"`{first[column]}`" if first[column] else ""
+    if column == "seeds":
+        dead = sum(row["dead"] in (True, "True") for row in group)
+        seeds = ", ".join(str(row["seed"]) for row in group)
+        return f"{seeds} ({dead} dead)" if dead else seeds
+    if column == "channels":
+        return ", ".join(str(row["channels_pruned"]) for row in group)
+    if column == "cost":
+        drops = spread(
+            100 * (float(row["suspect_clean_accuracy"]) - float(row["defended_clean_accuracy"]))
+            for row in group
+        )
+        return _show(drops)
+    if column == "price":
+        baseline, own = baselines.get(first["dataset"]), _percent(group, "suspect_clean_accuracy")
+        return "" if baseline is None or own is None else f"{baseline.mean - own.mean:.2f}"
+    network, _, score = column.rpartition("_") if column.startswith("suspect_") else ("defended", "", column)
+    if score not in NAMES:
+        raise ValueError(f"A table has no column {column!r}.")
+    return _show(_percent(group, f"{network}_{NAMES[score]}"))
+
+
+def _percent(group: Sequence[Row], field: str) -> Spread | None:
+    return spread(100 * float(row[field]) if row[field] != "" else None for row in group)
+
+
+def _show(found: Spread | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.mean:.1f}" if found.half is None else f"{found.mean:.1f} ± {found.half:.1f}"
+
+
+def filled(text: str, results: Path) -> str:
+    """Return a page with its tables made anew from the CSV files in ``results``; those without one stay."""
+
+    def fill(match: re.Match[str]) -> str:
+        start, name, words, old, end = match.groups()
+        file = results / f"{name}.csv"
+        if not file.exists():
+            return start + old + end
+        keep = [word.split("=", 1) for word in words.split() if "=" in word]
+        with file.open(newline="") as lines:
+            rows = [row for row in csv.DictReader(lines) if all(row[key] in v.split(",") for key, v in keep)]
+        return start + table(rows, [word for word in words.split() if "=" not in word]) + end
+
+    return TABLE.sub(fill, text)
+
+
+def write(rows: Sequence[Row], file: Path) -> None:
+    """Write rows as CSV."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that may have tables."""
+    return [root / "README.md", *sorted((root / "experiments").glob("*.md"))]
+
+
+def main() -> None:
+    """Write one experiment's CSV if it is named, then all tables."""
+    parser = argparse.ArgumentParser(
+        prog="python -m finepruning.dashboard.evidence", description=main.__doc__
+    )
+    parser.add_argument("name", nargs="?", help="an experiment: the stem of its page")
+    parser.add_argument("runs", nargs="?", type=Path, help="folder of its runs; default runs/NAME")
+    given = parser.parse_args()
+    if given.name:
+        folder = given.runs or Path("runs") / given.name
+        found = [record for path in sorted(folder.glob("*")) if (record := records.read(path)) is not None]
+        if not found:
+            sys.exit(f"No record of a run in {folder}. Run the command of experiments/{given.name}.md first.")
+        write(rows_of(found), ROOT / "experiments" / "results" / f"{given.name}.csv")
+    for page in pages(ROOT):
+        page.write_text(filled(page.read_text(), ROOT / "experiments" / "results"))
+
+
+if __name__ == "__main__":
+    main()

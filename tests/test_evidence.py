@@ -1,0 +1,87 @@
+"""The tables of the pages are those of the runs."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finepruning.dashboard.evidence import filled, pages, rows_of, table, write
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "experiments" / "results"
+
+
+def record(seed: int, defense: str, clean: int, success: int, **changes: Any) -> dict[str, Any]:
+    def scores(clean: int, success: int) -> dict[str, Any]:
+        return {
+            "clean_accuracy": clean / 200,
+            "attack_success_rate": success / 100,
+            "counts": {
+                "clean_accuracy": {"hits": clean, "total": 200},
+                "attack_success_rate": {"hits": success, "total": 100},
+            },
+        }
+
+    return {
+        "status": "finished",
+        "dataset": "digits",
+        "model": "digits_cnn",
+        "attack": "badnet",
+        "defense": defense,
+        "seed": seed,
+        "command": f"python run.py attack=badnet defense={defense} attack.poison_rate=0.05 seed={seed}",
+        "scores": {"suspect": scores(198, 100), "defended": scores(clean, success)},
+        "pruning": [],
+        "dead": False,
+        "seconds": {"suspect": 3.0, "run": 9.0},
+        "commit": "0123456789",
+    } | changes
+
+
+def test_means_and_intervals_over_seeds_are_those_worked_out_by_hand() -> None:
+    rows = rows_of([record(2, "finetune", 190, 40), record(1, "finetune", 194, 60)])
+    lines = table(rows, ["defense", "setting", "seeds", "clean", "success", "cost"]).splitlines()
+    # 95 and 97 %: mean 96, deviation 1.414, t 12.706, so 12.7; 40 and 60 %: 50 and 127.1; cost 4 and 2 points
+    expected = "| `finetune` | `attack.poison_rate=0.05` | 1, 2 | 96.0 ± 12.7 | 50.0 ± 127.1 | 3.0 ± 12.7 |"
+    assert lines[2:] == [expected]
+
+
+def test_a_failed_run_is_no_row_and_a_dead_attack_is_told() -> None:
+    rows = rows_of([record(1, "none", 198, 3, dead=True), record(2, "none", 198, 100, status="failed")])
+    assert "| 1 (1 dead) | 3.0 |" in table(rows, ["seeds", "success"])
+
+
+def test_the_price_of_an_attack_is_against_the_clean_network_on_the_same_data() -> None:
+    clean = record(1, "none", 200, 0, attack="none")
+    clean["scores"]["suspect"]["clean_accuracy"] = 1.0
+    rows = rows_of([clean, record(1, "none", 198, 100)])
+    assert "| `badnet` | 1.00 |" in table(rows, ["attack", "price"])
+
+
+def test_an_unknown_column_is_named() -> None:
+    with pytest.raises(ValueError, match="no column 'speed'"):
+        table(rows_of([record(1, "none", 198, 100)]), ["speed"])
+
+
+def test_a_table_keeps_the_rows_that_its_page_asks_for(tmp_path: Path) -> None:
+    rows = rows_of([record(1, "none", 198, 100), record(1, "finetune", 190, 40)])
+    write(rows, tmp_path / "some.csv")
+    page = "before\n<!-- table some: defense success defense=finetune -->\nold\n<!-- end -->\nafter\n"
+    text = filled(page, tmp_path)
+    assert text.startswith("before\n<!-- table some:")
+    assert text.endswith("| `finetune` | 40.0 |\n<!-- end -->\nafter\n")
+    assert filled(text, tmp_path) == text
+
+
+def test_the_tables_of_the_readme_and_of_the_pages_are_those_of_the_results() -> None:
+    stale = [page.name for page in pages(ROOT) if filled(page.read_text(), RESULTS) != page.read_text()]
+    assert not stale, "python -m finepruning.dashboard.evidence fills them"
+
+
+def test_every_result_has_counts_that_give_its_rates() -> None:
+    for file in RESULTS.glob("*.csv"):
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                hits, total = map(int, row["suspect_clean_accuracy_counts"].split("/"))
+                assert abs(hits / total - float(row["suspect_clean_accuracy"])) < 1e-6
