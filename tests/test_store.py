@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from finepruning.pruning import add_mask, pruned_channels, set_pruned
-from finepruning.store import Store, _code, load_weights, save_weights
+from finepruning.store import Store, load_weights, save_weights
+from finepruning.store.code import plain_code
 
 
 def make(directory: Path) -> Mapping[str, Any]:
@@ -46,18 +47,19 @@ def test_another_configuration_is_another_stage(tmp_path: Path) -> None:
 
 def test_other_code_makes_another_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Store(tmp_path).stage("suspect", {"seed": 1}, make)
-    monkeypatch.setattr("finepruning.store.code_version", lambda: "other")
+    monkeypatch.setattr("finepruning.store.stages.code_version", lambda kind: "other")
     assert Store(tmp_path).stage("suspect", {"seed": 1}, make).key != first.key
 
 
 def test_processes_that_start_together_make_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=get, args=(tmp_path,)) for _ in range(4)]
+    processes = [context.Process(target=get, args=(tmp_path,)) for _ in range(20)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * 4
+    assert [process.exitcode for process in processes] == [0] * 20
+    assert not list(tmp_path.glob("suspect/*.lease"))
     assert next(tmp_path.glob("suspect/*/calls")).read_text() == "called\n"
 
 
@@ -68,14 +70,18 @@ def test_a_making_that_fails_leaves_no_stage_but_what_it_had(tmp_path: Path) -> 
 
     with pytest.raises(RuntimeError, match="power cut"):
         Store(tmp_path).stage("suspect", {"seed": 1}, fail)
+    def go_on(directory: Path) -> Mapping[str, Any]:
+        return {"found": (directory / "last.ckpt").read_text()}
+
     assert not list(tmp_path.glob("suspect/*/about.json"))
-    stage = Store(tmp_path).stage("suspect", {"seed": 1}, make)
-    assert (stage.directory / "last.ckpt").read_text() == "half"
+    stage = Store(tmp_path).stage("suspect", {"seed": 1}, go_on)
+    assert stage.about["result"] == {"found": "half"}
+    assert not (stage.directory / "last.ckpt").exists()
 
 
 def test_comments_and_docstrings_are_not_code() -> None:
-    assert _code('def f():\n    """Say."""\n    return 1  # one') == _code("def f():\n    return 1")
-    assert _code("def f():\n    return 1") != _code("def f():\n    return 2")
+    assert plain_code('def f():\n    """Say."""\n    return 1  # one') == plain_code("def f():\n    return 1")
+    assert plain_code("def f():\n    return 1") != plain_code("def f():\n    return 2")
 
 
 def test_weights_bring_their_masks_back(tmp_path: Path) -> None:
