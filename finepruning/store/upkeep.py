@@ -108,14 +108,14 @@ def list_entries(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[Entry]:
 
 def find_faults(entries: Iterable[Entry]) -> dict[str, str]:
     """Return what is wrong with each damaged stage and packed data set, by key."""
-    from finepruning.data.packed import is_sound  # here, since it loads torch
-
     faults = {}
     for entry in entries:
         if entry.state == "finished":
             of_earlier_version = entry.about and "version" not in entry.about  # those have no checksums
             found = None if of_earlier_version else fault(entry.directory)
         elif entry.state == "packed":
+            from finepruning.data.packed import is_sound  # here, since it loads torch
+
             found = None if is_sound(entry.directory) else "the values are not those that were packed"
         else:
             continue
