@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finepruning.store import write_file
+
 SCHEMA = 1
 FILE = "record.json"
 PACKAGES = ("finepruning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
 
 
 def write(directory: Path, record: Mapping[str, Any]) -> None:
-    """Write ``record.json`` beside its place, then rename, so that it is there whole or not at all."""
-    partial = directory / f".{FILE}.{os.getpid()}"
-    with partial.open("w") as file:
-        json.dump({"schema": SCHEMA, **record}, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / FILE)
+    """Write ``record.json``, which is there whole or not at all, also after a power cut."""
+    text = json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False)
+    write_file(directory / FILE, text.encode())
 
 
 def read(directory: Path) -> dict[str, Any] | None:

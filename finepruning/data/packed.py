@@ -7,14 +7,16 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
+
+from finepruning.store import held, sync, write_file
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +103,14 @@ def pack(source: Source, cache_dir: Path) -> Packed:
     packed = _read(directory, source.signal)
     if packed is not None:
         return packed
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{directory}.lock"):
+    with held(directory, f"the packed data of {name}"):
         packed = _read(directory, source.signal)  # another process may have made it meanwhile
         if packed is None:
             log.info("Decoding %s ...", name)
             start = time.perf_counter()
             decoded = source.decode()
             _check(decoded, name)
-            size = _write(decoded, directory)
+            size = _write(decoded, directory, source.signal)
             count, seconds = len(decoded.train) + len(decoded.test), time.perf_counter() - start
             log.info("Packed %s: %d examples, %.1f MB, in %.1f s.", name, count, size / 1e6, seconds)
             packed = _read(directory, source.signal)
@@ -154,8 +155,25 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
         log.warning("The packed data in %s is damaged and is made anew.", directory)
         return None
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    fingerprint = hashlib.sha256(f"{fingerprint} {signal!r}".encode()).hexdigest()
+    with suppress(OSError):
+        (directory / "about.json").touch()  # when it was last used, for whoever clears up
+    fingerprint = _with_signal(fingerprint, signal)
     return Packed(**tensors, classes=tuple(classes), fingerprint=fingerprint, signal=signal)
+
+
+def _with_signal(fingerprint: str, signal: nn.Module) -> str:
+    """Return what stages know the data by."""
+    return hashlib.sha256(f"{fingerprint} {signal!r}".encode()).hexdigest()
+
+
+def is_sound(directory: Path) -> bool:
+    """Return whether a cache holds the values that were packed; all of them are read."""
+    try:
+        about = json.loads((directory / "about.json").read_text())
+        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in about["arrays"]}
+        return _fingerprint(about["classes"], arrays) == str(about["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return False
 
 
 def _seal(directory: Path, classes: Sequence[str], names: Sequence[str], fingerprint: str) -> str:
@@ -172,7 +190,7 @@ def _fingerprint(classes: Sequence[str], arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _write(decoded: Decoded, directory: Path) -> int:
+def _write(decoded: Decoded, directory: Path, signal: nn.Module) -> int:
     """Write the arrays beside their place, then rename; return their size in bytes."""
     values = {name: getattr(decoded, name) for name in _ARRAYS}
     arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if value is not None}
@@ -184,8 +202,10 @@ def _write(decoded: Decoded, directory: Path) -> int:
         partial.mkdir()
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
+            sync(partial / f"{name}.npy")
         about = {"seal": _seal(partial, classes, names, fingerprint), "classes": classes, "arrays": names}
-        (partial / "about.json").write_text(json.dumps(about | {"fingerprint": fingerprint}))
+        about |= {"data": _with_signal(fingerprint, signal), "fingerprint": fingerprint}
+        write_file(partial / "about.json", json.dumps(about).encode())
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
@@ -194,6 +214,7 @@ def _write(decoded: Decoded, directory: Path) -> int:
         ) from error
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
+    sync(directory.parent)
     return size
 
 

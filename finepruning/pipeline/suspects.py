@@ -67,7 +67,10 @@ class SuspectMaker:
             made_by["attack"] = _without(made_by["attack"], "source")
             made_by["source"] = self.parts.source.made_by
         if self.parts.suspect is not None:
-            made_by["suspect"] = {**self.plain["suspect"], "hash": self.parts.suspect.hash}
+            # its hash stands for its file; what is known of the attack is the referee's
+            known = _without(self.plain["suspect"], "weights", "layer_map", "onnx")
+            made_by |= {"suspect": known | {"hash": self.parts.suspect.hash}, "attack": None}
+            made_by["model"] = _without(made_by["model"], "file")
         return made_by
 
     def _keep(self, directory: Path) -> Mapping[str, Any]:

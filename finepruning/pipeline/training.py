@@ -6,26 +6,27 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.loggers import Logger
 
 from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import Classifier
 from finepruning.pipeline.build import build
+from finepruning.pipeline.epochs import KeepEpochs, last_checkpoint
 from finepruning.store import WEIGHTS, save_weights
 
 OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
 
 
 def build_trainer(
-    config: DictConfig, directory: Path, loggers: list[Logger], callbacks: list[Callback], **changes: Any
+    config: DictConfig, loggers: list[Logger], callbacks: list[Callback], **changes: Any
 ) -> Trainer:
-    """Build the trainer of one stage, with its metrics as CSV in ``directory``."""
+    """Build the trainer of one stage."""
     terminal = sys.stdout.isatty()
     trainer: Trainer = build(
         OmegaConf.masked_copy(config.trainer, [key for key in config.trainer if key not in OUR_TRAINER_KEYS]),
         callbacks=[*callbacks, RichProgressBar()] if terminal else callbacks,
-        logger=[CSVLogger(directory.parent, "", directory.name), *loggers],
+        logger=loggers,
         enable_progress_bar=terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -47,7 +48,7 @@ def fit(
     logs: str | None = None,
     **changes: Any,
 ) -> None:
-    """Fit from the last finished epoch that ``directory`` holds, then leave only the network there.
+    """Fit from the last finished epoch that ``directory`` holds, then write the network there.
 
     Args:
         config: The run's configuration.
@@ -60,15 +61,11 @@ def fit(
         logs: Where metrics go in the run's folder; by default named like the stage.
         changes: Of the trainer's configuration.
     """
-    last = directory / "last.ckpt"
-    checkpoint = ModelCheckpoint(
-        directory, "last", enable_version_counter=False, save_on_train_epoch_end=True
-    )
-    metrics = place / (logs or directory.parent.name)
-    trainer = build_trainer(config, metrics, loggers, [*callbacks, checkpoint], **changes)
+    kept = KeepEpochs(directory, place / (logs or directory.parent.name))
+    trainer = build_trainer(config, loggers, [*callbacks, kept], **changes)
+    last = last_checkpoint(directory)
     module.train()
-    trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     save_weights(module.network, directory / WEIGHTS)
-    last.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""``python -m finepruning.store``: what lies in a store, what is damaged, what may go."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finepruning import record as records
+from finepruning.store import Store, held
+from finepruning.store.__main__ import main
+from tests.conftest import ROOT
+
+SUSPECT: dict[str, Any] = {
+    "seed": 7,
+    "data": "fingerprint",
+    "attack": {
+        "_target_": "finepruning.attacks.Attack",
+        "trigger": {"_target_": "finepruning.attacks.triggers.PatchTrigger"},
+    },
+}
+FACTS = {"dataset": "digits", "attack": "badnet", "defense": "fineprune", "seed": 7, "status": "finished"}
+DAY = 86400
+
+
+def make(directory: Path) -> Mapping[str, Any]:
+    (directory / "network.safetensors").write_bytes(bytes(2_000_000))
+    return {}
+
+
+def age(root: Path, days: float) -> None:
+    for path in root.rglob("*"):
+        os.utime(path, (time.time() - days * DAY,) * 2)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[str, ...]:
+    """A store, three days old: a needed stage, one that nobody needs, one interrupted, one set aside."""
+    store, run = Store(tmp_path / "store"), tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    needed = store.stage("suspect", SUSPECT, make)
+    store.stage("suspect", SUSPECT | {"seed": 8}, make)
+    (needed.directory.with_name("0123.partial")).mkdir()
+    (needed.directory.with_name("0123.partial") / "last.ckpt").write_bytes(bytes(10))
+    (needed.directory.with_name("4567.damaged-1")).mkdir()
+    records.write(run, FACTS | {"stages": {"suspect": needed.key}})
+    age(tmp_path / "store", 3)
+    return "--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")
+
+
+def left(places: tuple[str, ...]) -> list[str]:
+    return sorted(path.name for path in Path(places[1]).glob("suspect/*"))
+
+
+def key_of(places: tuple[str, ...], seed: int) -> str:
+    stage = Store(Path(places[1])).find("suspect", SUSPECT | {"seed": seed})
+    assert stage is not None
+    return stage.directory.name
+
+
+def test_the_list_says_what_made_each_stage(
+    places: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", *places]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    needed = next(line for line in lines if key_of(places, 7) in line)
+    for word in ("digits", "badnet", " 7 ", "2.00", "3 d", " 1 "):
+        assert word in needed
+    other = next(line for line in lines if key_of(places, 8) in line)
+    assert "PatchTrigger" in other
+    assert " 0 " in other
+    assert "interrupted" in next(line for line in lines if "0123.partial" in line)
+    assert "set aside" in next(line for line in lines if "4567.damaged-1" in line)
+    assert "4 entries, 4.0 MB." in lines
+
+
+def test_a_damaged_stage_makes_verify_fail(
+    places: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *places[:2]]) == 0
+    assert "2 checked, 0 damaged." in capsys.readouterr().out
+    network = Path(places[1]) / "suspect" / key_of(places, 8) / "network.safetensors"
+    network.write_bytes(bytes(1_999_999) + b"x")
+    assert main(["verify", *places[:2]]) == 1
+    said = capsys.readouterr().out
+    assert f"suspect/{network.parent.name}: network.safetensors is damaged." in said
+    assert "2 checked, 1 damaged." in said
+
+
+def test_nothing_goes_without_a_word(places: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    before = left(places)
+    assert main(["prune", *places]) == 0
+    assert "Nothing was removed. Add --yes to remove 3 of 4 entries, 2.0 MB." in capsys.readouterr().out
+    assert left(places) == before
+
+
+def test_what_no_record_needs_goes_and_the_rest_stays(places: tuple[str, ...]) -> None:
+    kept = key_of(places, 7)
+    age(Path(places[1]), 3)
+    assert main(["prune", *places, "--yes"]) == 0
+    assert left(places) == [kept]
+    assert key_of(places, 7) == kept  # still sound
+
+
+def test_what_was_used_lately_stays(places: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    used = {key_of(places, 7), key_of(places, 8)}
+    assert main(["prune", *places, "--yes"]) == 0
+    assert set(left(places)) == used
+    assert main(["prune", *places, "--yes", "--unused-for", "0"]) == 0
+    assert left(places) == [key_of(places, 7)]
+
+
+def test_what_the_clock_says_is_to_come_stays(places: tuple[str, ...]) -> None:
+    unneeded = key_of(places, 8)
+    age(Path(places[1]), -3)
+    assert main(["prune", *places, "--yes"]) == 0
+    assert unneeded in left(places)
+
+
+def hold(path: Path, ready: Any, done: Any) -> None:
+    with held(path, "suspect/0123"):
+        ready.set()
+        done.wait(60)
+
+
+def test_what_a_live_lock_holds_stays(places: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(Path(places[1]) / "suspect" / "0123", ready, done))
+    process.start()
+    assert ready.wait(60)
+    before = set(left(places))
+    assert main(["prune", *places, "--yes"]) == 0
+    assert before - set(left(places)) == {"4567.damaged-1"}
+    assert f"suspect/0123.partial is being made by process {process.pid}" in capsys.readouterr().out
+    done.set()
+    process.join()
+    assert main(["prune", *places, "--yes"]) == 0
+    assert len(left(places)) == 1
+
+
+def packed(root: Path, name: str, data: str) -> None:
+    (root / "data" / name).mkdir(parents=True)
+    (root / "data" / name / "about.json").write_text(json.dumps({"data": data}))
+
+
+def test_packed_data_goes_when_no_needed_stage_was_made_from_it(places: tuple[str, ...]) -> None:
+    root = Path(places[1])
+    packed(root, "digits-00", "fingerprint")
+    packed(root, "faces-11", "another")
+    age(root, 3)
+    assert main(["prune", *places, "--yes"]) == 0
+    assert [path.name for path in (root / "data").iterdir()] == ["digits-00"]
+
+
+def test_a_record_that_cannot_be_read_stops_the_removal(
+    places: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = left(places)
+    (Path(places[3]) / "two").mkdir()
+    (Path(places[3]) / "two" / "record.json").write_text("{")
+    assert main(["prune", *places, "--yes"]) == 2
+    assert "two/record.json is damaged" in capsys.readouterr().err
+    assert left(places) == before
+    assert main(["list", *places]) == 0
+
+
+def test_folders_that_are_not_there_and_newer_stores_are_refused(
+    places: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", *places[:2], "--runs", "/nowhere"]) == 2
+    assert "--runs /nowhere is not a folder" in capsys.readouterr().err
+    assert main(["list", "--store", "/nowhere", *places[2:]]) == 2
+    assert "--store /nowhere is not a folder" in capsys.readouterr().err
+    assert main(["prune", *places, "--unused-for", "-1"]) == 2
+    assert "--unused-for -1.0 is below 0" in capsys.readouterr().err
+    (Path(places[1]) / "version").write_text("3")
+    assert main(["verify", *places[:2]]) == 2
+    assert "is of version 3" in capsys.readouterr().err
+
+
+def test_listing_loads_no_torch(places: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from finepruning.store.__main__ import main; status = main(sys.argv[1:]); "
+        "print(status, 'torch' in sys.modules)"
+    )
+    for command in (("list", *places), ("prune", *places), ("verify", *places[:2])):
+        run = [sys.executable, "-c", code, *command]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "0 False"
