@@ -117,12 +117,14 @@ def _targets(node: Any) -> list[str]:
 
 def _quieten() -> None:
     """Keep Lightning from saying what a record says, or what does not hold here."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # that processes are connected
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # devices, tips, the end of each fit
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the frozen layers of a transfer
+    warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist")  # logged values are equal
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
 
 
