@@ -128,6 +128,17 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
 
 
+def _check_gpus(trainer: DictConfig) -> None:
+    """Refuse more GPUs than there are; ``devices=auto`` takes what there is."""
+    there = torch.cuda.device_count()
+    wanted = int(trainer.devices) if str(trainer.devices).isdecimal() else 1
+    if trainer.accelerator == "gpu" and wanted > there:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} with trainer.accelerator=gpu, but this machine has {there} "
+            "GPUs. Lower trainer.devices, or use trainer=cpu."
+        )
+
+
 def build_parts(config: DictConfig) -> Parts:
     """Build and check all parts of a run.
 
@@ -135,6 +146,7 @@ def build_parts(config: DictConfig) -> Parts:
         ValueError: If a value is out of range or two parts do not fit each other.
     """
     _quieten()
+    _check_gpus(config.trainer)
     torch.set_num_threads(config.trainer.threads)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
     if config.get("suspect"):
