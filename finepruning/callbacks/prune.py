@@ -105,6 +105,8 @@ class PruneChannels(Callback):
             network, layers, order, validation.batches(BATCH_SIZE, pl_module.device)
         )
         self.channels_pruned = self.stop(self.curve)
+        self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))  # the first process decides
+        order = self.order
         for layer in layers:
             set_pruned(network, layer, [c.number for c in order[: self.channels_pruned] if c.layer == layer])
 

@@ -21,6 +21,9 @@ class BatchRows(Sampler[Tensor]):
         shuffle_seed: Seed of the order; None keeps the rows in order.
         rank: Which process this is.
         world_size: How many there are.
+
+    Raises:
+        ValueError: If there are more processes than rows in a batch.
     """
 
     def __init__(
@@ -31,6 +34,11 @@ class BatchRows(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if min(length, batch_size) < world_size:
+            raise ValueError(
+                f"{world_size} processes cannot share a batch of {min(length, batch_size)} images. Lower "
+                "trainer.devices, raise training.batch_size, or hold out more images (defender.fraction)."
+            )
         self.length = length
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
@@ -42,9 +50,16 @@ class BatchRows(Sampler[Tensor]):
         """Choose the order of an epoch. Lightning calls this."""
         self.epoch = epoch
 
+    @property
+    def weight(self) -> float:
+        """What a mean over this share of a shuffled batch counts in the mean of all shares' means."""
+        batch = min(self.length, self.batch_size)
+        share = len(range(self.rank, batch, self.world_size))
+        return share * self.world_size / batch
+
     def __len__(self) -> int:
         if self.shuffle_seed is None:
-            return -(-self.length // self.batch_size)
+            return -(-(self.length - self.rank) // self.batch_size)  # no share of a batch is empty
         return max(1, self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:

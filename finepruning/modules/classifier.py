@@ -8,6 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finepruning.data.loaders import BatchRows
 from finepruning.metrics import CleanAccuracy
 
 Batch = tuple[Tensor, Tensor]
@@ -66,6 +67,7 @@ class Classifier(LightningModule):
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         self.clean_accuracy = CleanAccuracy()
         self._epoch_loss = torch.zeros(())
+        self._weight = 1.0  # of this process's share of a batch
         self._train_logits = torch.compile(self.forward) if compile else self.forward
 
     def forward(self, images: Tensor) -> Tensor:
@@ -77,11 +79,13 @@ class Classifier(LightningModule):
         """Seed the epoch by its number."""
         torch.manual_seed(self.hparams["seed"] * 1_000_003 + self.current_epoch * 1009 + self.global_rank)
         self._epoch_loss = torch.zeros((), device=self.device)
+        rows = getattr(self.trainer.train_dataloader, "sampler", None)
+        self._weight = rows.weight if isinstance(rows, BatchRows) else 1.0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels)."""
         images, labels = batch
-        loss = functional.cross_entropy(
+        loss = self._weight * functional.cross_entropy(
             self._train_logits(images), labels, label_smoothing=self.hparams["label_smoothing"]
         )
         self._epoch_loss += loss.detach()
@@ -90,12 +94,13 @@ class Classifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss; stop before a checkpoint is written if it is not a number."""
         loss = self._epoch_loss / self.trainer.num_training_batches
+        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")  # so that all processes stop, or none
         if not torch.isfinite(loss):
             raise DivergedError(
                 f"The loss became {loss.item()} in epoch {self.current_epoch + 1} ({self.phase}). The "
                 "checkpoint of the epoch before is kept. Lower the learning rate."
             )
-        self.log(f"{self.phase}/loss", loss, sync_dist=True)
+        self.log(f"{self.phase}/loss", loss)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the correctly classified images."""

@@ -6,6 +6,7 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
+from finepruning.pipeline import devices
 from finepruning.pipeline.resolvers import attack_name, choices_hash
 
 __all__ = ["Refused", "run"]
@@ -35,17 +37,24 @@ def run(config: DictConfig) -> None:
         Refused: If the configuration cannot be run; the message says why and which key to change.
     """
     place = Path(HydraConfig.get().runtime.output_dir)
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
+        if devices.rank(config.trainer) > 0:
+            take_part(config)
+            return
         record = _claim(place, config)
         if record is not None:
             log.info("Finished earlier; overwrite=true runs it anew.")
+            if devices.launched(config.trainer):
+                _dismiss(config)
         else:
             record = _new_record(place, config)
     except InstantiationException as error:  # Hydra wraps what a class's own check says
         raise Refused(str(error.__cause__ or error)) from error
     except (ValueError, TypeError, OSError) as error:
         raise Refused(str(error)) from error
-    if HydraConfig.get().mode == RunMode.RUN:
+    if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 
         show([record])
@@ -80,6 +89,7 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     from finepruning.modules import DivergedError
     from finepruning.pipeline.build import build_parts
     from finepruning.pipeline.loggers import run_loggers
+    from finepruning.pipeline.processes import together
     from finepruning.pipeline.stages import Run
 
     start = time.perf_counter()
@@ -96,8 +106,11 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     parts = build_parts(config)
     about |= records.environment()
     try:
-        with run_loggers(config, place, about) as loggers:
-            outcome = Run(config, parts, place, loggers).outcome()
+        with together(config, take_part) as team:
+            about["processes"] = team.size
+            team.share(True)  # there is work
+            with run_loggers(config, place, about) as loggers:
+                outcome = Run(config, parts, place, loggers, team).outcome()
     except DivergedError as error:
         outcome = {"status": "failed", "error": str(error), "seconds": {}}
     outcome["seconds"]["run"] = time.perf_counter() - start
@@ -106,3 +119,27 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     if record["status"] == "failed":
         raise Refused(f"{record['error']} The record is marked failed: {place / records.FILE}")
     return record
+
+
+def take_part(config: DictConfig) -> None:
+    """Be one of the other processes of a run: make the stages with the first one, and write nothing."""
+    import warnings
+
+    from finepruning.modules import DivergedError
+    from finepruning.pipeline.build import build_parts
+    from finepruning.pipeline.processes import together
+    from finepruning.pipeline.stages import Run
+
+    logging.disable(logging.WARNING)  # the first process says it all
+    warnings.simplefilter("ignore")
+    with suppress(DivergedError), together(config) as team:  # the first process reports that one
+        if team.share():
+            Run(config, build_parts(config), Path(config.runs_dir), [], team).stages()
+
+
+def _dismiss(config: DictConfig) -> None:
+    """Tell the other processes that a run is finished."""
+    from finepruning.pipeline.processes import together
+
+    with together(config) as team:
+        team.share(False)

@@ -117,13 +117,26 @@ def _targets(node: Any) -> list[str]:
 
 def _quieten() -> None:
     """Keep Lightning from saying what a record says, or what does not hold here."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # that processes are connected
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # devices, tips, the end of each fit
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing
     warnings.filterwarnings("ignore", "Found .* module.* in eval mode")  # the frozen layers of a transfer
+    warnings.filterwarnings("ignore", "It is recommended to use .*sync_dist")  # logged values are equal
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a resumed stage
+
+
+def _check_gpus(trainer: DictConfig) -> None:
+    """Refuse more GPUs than there are; ``devices=auto`` takes what there is."""
+    there = torch.cuda.device_count()
+    wanted = int(trainer.devices) if str(trainer.devices).isdecimal() else 1
+    if trainer.accelerator == "gpu" and wanted > there:
+        raise ValueError(
+            f"trainer.devices={trainer.devices} with trainer.accelerator=gpu, but this machine has {there} "
+            "GPUs. Lower trainer.devices, or use trainer=cpu."
+        )
 
 
 def build_parts(config: DictConfig) -> Parts:
@@ -133,6 +146,7 @@ def build_parts(config: DictConfig) -> Parts:
         ValueError: If a value is out of range or two parts do not fit each other.
     """
     _quieten()
+    _check_gpus(config.trainer)
     torch.set_num_threads(config.trainer.threads)
     _check_decoys(config)
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")

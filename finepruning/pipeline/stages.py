@@ -15,11 +15,12 @@ from torch import nn
 from finepruning.attacks import Transfer
 from finepruning.callbacks import PruneChannels
 from finepruning.pipeline.build import Defense, Parts, Source
+from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
 from finepruning.pruning import Channel, GoodNet
 from finepruning.referee import Scores, Triggering, score, score_steps
-from finepruning.store import Stage, Store
+from finepruning.store import Stage
 from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
 
 log = logging.getLogger(__name__)
@@ -27,41 +28,46 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its configuration and parts, its folder and its loggers."""
+    """One run: its configuration and parts, its folder, its loggers and its processes."""
 
     config: DictConfig
     parts: Parts
     place: Path
     loggers: list[Logger]
+    team: Team
+
+    def stages(self) -> dict[str, Stage]:
+        """Make the stages, or find them in the store. Every process of the run takes part."""
+        store = TeamStore(Path(self.config.store_dir), self.team)
+        maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
+        stages = maker.make()
+        defense = self.parts.defense
+        if defense is not None:
+            made_by = maker.made_by | {"defense": self._plain["defense"]}
+            stages["suspect"].load_into(defense.module.network)
+            stages["defended"] = store.stage(
+                "defended", made_by, lambda directory: self._defend(defense, directory)
+            )
+        return stages
 
     def outcome(self) -> dict[str, Any]:
         """Return what the run found: scores, pruning steps, seconds and the keys of its stages."""
-        store = Store(Path(self.config.store_dir))
-        maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
-        stages = maker.make()
-        network = stages["suspect"].load_into(self.parts.network)
+        stages = self.stages()
         start = time.perf_counter()
+        network = stages["suspect"].load_into(self.parts.network)
         scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
         if self.parts.source is not None:
             scores["source"] = self._score_source(self.parts.source, stages["source"])
         steps: list[dict[str, Any]] = []
         repair: dict[str, Any] = {}
         if self.parts.defense is not None:
-            made_by = maker.made_by | {"defense": self._plain["defense"]}
             defense = self.parts.defense
-            stages["suspect"].load_into(defense.module.network)
-            stages["defended"] = store.stage(
-                "defended", made_by, lambda directory: self._defend(defense, directory)
-            )
             stages["suspect"].load_into(defense.module.network)
             steps = self._score_curve(defense, stages["defended"])
             defended = stages["defended"].load_into(defense.module.network)
             scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
             repair = self._write_repair(network, defended, scores)
         self._log(scores)
-        scoring = time.perf_counter() - start
-        if "defended" in stages and not stages["defended"].reused:
-            scoring -= stages["defended"].about["seconds"]  # it was made in between
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         return {
             "status": "finished",
@@ -73,7 +79,7 @@ class Run:
             "pruning": steps,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
-            "seconds": seconds | {"referee": scoring},
+            "seconds": seconds | {"referee": time.perf_counter() - start},
         }
 
     def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:

@@ -1,13 +1,16 @@
 """Training of one stage: Lightning's trainer, and going on after an interruption."""
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import Classifier
@@ -37,6 +40,33 @@ def build_trainer(
     return trainer
 
 
+def check_world_size(trainer: Trainer) -> None:
+    """Check that the processes which the trainer counts on are there.
+
+    Raises:
+        ValueError: If their number is another one; training would silently use a part of the images.
+    """
+    there = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if there != trainer.world_size:
+        raise ValueError(
+            f"The trainer counts on {trainer.world_size} processes, but {there} are connected. Make "
+            "trainer.devices times trainer.num_nodes what was started."
+        )
+
+
+def _check_masks(network: nn.Module) -> None:
+    """Refuse masks on layers that ``sync_batchnorm`` replaces: they would be lost."""
+    masked = [
+        name.removesuffix(".channel_mask") for name, _ in network.named_buffers() if "channel_mask" in name
+    ]
+    lost = [layer for layer in masked if hasattr(network.get_submodule(layer), "running_mean")]
+    if lost:
+        raise ValueError(
+            f"trainer.sync_batchnorm=true cannot keep the mask of {', '.join(lost)}. Choose defense.layers "
+            "behind BatchNorm, or set it to false."
+        )
+
+
 def fit(
     config: DictConfig,
     place: Path,
@@ -63,9 +93,15 @@ def fit(
     """
     kept = KeepEpochs(directory, place / (logs or directory.parent.name))
     trainer = build_trainer(config, loggers, [*callbacks, kept], **changes)
-    last = last_checkpoint(directory)
+    check_world_size(trainer)
+    network = module.network
+    if config.trainer.get("sync_batchnorm"):
+        _check_masks(network)
+        module.network = copy.deepcopy(network)  # Lightning replaces its BatchNorm layers, for good
     module.train()
+    last = trainer.strategy.broadcast(last_checkpoint(directory))  # the first process's folder
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     save_weights(module.network, directory / WEIGHTS)
+    module.network = network

@@ -1,0 +1,81 @@
+"""What a configuration and the environment say about a run's processes, read without loading torch."""
+
+import os
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+
+
+def several(trainer: DictConfig) -> bool:
+    """Whether a trainer may need more than one process; ``devices=auto`` may or may not."""
+    return bool(trainer.devices != 1 or trainer.get("num_nodes", 1) != 1)
+
+
+def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or SLURM started this process as one of several of a run."""
+    by_slurm = int(environment.get("SLURM_NTASKS", 1)) > 1
+    return several(trainer) and ("TORCHELASTIC_RUN_ID" in environment or by_slurm)
+
+
+def rank(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> int:
+    """Return which process of its run this one is; 0 leads."""
+    if not launched(trainer, environment):
+        return 0
+    return int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0)
+
+
+def check_processes(
+    trainer: DictConfig, launcher: str | None, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Check that a run's processes can be started as asked for.
+
+    Args:
+        trainer: The configuration's ``trainer``.
+        launcher: Target of the launcher of this sweep; None for a single run.
+        environment: Variables of the environment.
+
+    Raises:
+        ValueError: If they cannot, with the reason.
+    """
+    nodes, strategy = trainer.get("num_nodes", 1), str(trainer.get("strategy", "auto"))
+    torchrun = "TORCHELASTIC_RUN_ID" in environment
+    if torchrun and launcher is not None:
+        raise ValueError(
+            "torchrun starts the processes of one run; of a sweep it would start every run several times. "
+            "Leave torchrun out: with -m each run starts trainer.devices processes itself."
+        )
+    if torchrun and trainer.devices not in ("auto", -1, "-1"):
+        started, each = int(environment["WORLD_SIZE"]), _count(trainer.devices)
+        if started != each * nodes:
+            raise ValueError(
+                f"torchrun started {started} processes, but trainer.devices={each} times trainer.num_nodes="
+                f"{nodes} is {each * nodes}. Use trainer=ddp (or ddp_cpu) and equal numbers."
+            )
+    if not several(trainer):
+        return
+    if launcher == BASIC_LAUNCHER:
+        raise ValueError(
+            "hydra/launcher=basic runs all jobs in one process, which keeps the process group of its first "
+            f"job; trainer.devices={trainer.devices} would train on a part of the images. Use "
+            "hydra/launcher=local, or trainer.devices=1."
+        )
+    if strategy.startswith(STARTS_ITSELF):
+        raise ValueError(
+            f"trainer.strategy={strategy} starts processes in the middle of a run. Use trainer.strategy=ddp: "
+            "processes are started at the beginning of the run."
+        )
+    if nodes != 1 and not launched(trainer, environment):
+        raise ValueError(
+            f"trainer.num_nodes={nodes}, but only this process was started. Start the run on each node with "
+            "torchrun or srun, or set trainer.num_nodes=1."
+        )
+    if trainer.get("sync_batchnorm") and trainer.accelerator == "cpu":
+        raise ValueError("trainer.sync_batchnorm=true works on GPUs only. Set it to false on a CPU.")
+
+
+def _count(devices: object) -> int:
+    """Return how many devices ``2``, ``"2"`` or ``[0, 1]`` are."""
+    return int(devices) if isinstance(devices, int | str) else len(list(devices))  # type: ignore[call-overload]
