@@ -122,7 +122,7 @@ class LocalLauncher(Launcher):
     def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Say what is to do, do it, and return how it ended."""
         refused, left = _unfinished(jobs)
-        context = server()
+        context = server({job.choices["logger"] for job in left})
         gpus = gpu_names(context) if any(job.gpus for job in left) else []
         check_gpus(left, len(gpus))
         n_jobs = self.n_jobs or at_a_time(left, available_cores(), len(gpus))

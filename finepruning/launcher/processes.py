@@ -27,7 +27,8 @@ from finepruning.launcher.display import Display
 from finepruning.launcher.plan import Job, Outcome, next_job, visible_gpus
 from finepruning.launcher.signals import end_group, end_rest, lead_group, stop_signals
 
-PRELOADED = ("finepruning.pipeline.stages", "finepruning.pipeline.loggers", "sklearn.datasets")
+WARM = "finepruning.launcher.warm"  # is loaded before any job is forked
+OF_LOGGER = {"wandb": "wandb.sdk.launch"}  # likewise; each W&B run loads this, which takes it seconds
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 LONGEST_REASON = 4000  # characters; a pipe takes 64 KiB before its reader has to read
 
@@ -56,11 +57,15 @@ class Running:
         return self.process.pid
 
 
-def server() -> ForkServerContext:
-    """Return the context whose processes are forked from one that has loaded what every job needs."""
+def server(logger: Collection[str] = ()) -> ForkServerContext:
+    """Return the context whose processes are forked from one that has loaded what every job needs.
+
+    Args:
+        logger: The options of the group ``logger`` that the jobs use.
+    """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # torch counts GPUs without starting CUDA
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([WARM, *(module for name, module in OF_LOGGER.items() if name in logger)])
     return context
 
 
