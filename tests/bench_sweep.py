@@ -1,7 +1,7 @@
 """What a sweep adds to the work in it, and what a second core brings.
 
-The embedded digits, as configured; every side starts with an empty store. Both sides have torch loaded: here by
-this process, in a sweep by its fork server, which is warmed up first.
+The embedded digits, as configured, W&B's offline logging included; every side starts with an empty store. Both
+sides have torch loaded: here by this process, in a sweep by its fork server, which is warmed up first.
 """
 
 import contextlib
@@ -33,7 +33,11 @@ def _places(folder: str) -> tuple[str, str]:
 def _warm_up() -> None:
     """Start the fork server, and load here what a first run loads."""
     _seconds(lambda folder: sweep_here(*QUICK[:-1], *_places(folder), n_jobs=1))
-    _seconds(lambda folder: [run_here(*QUICK[:-1], *_places(folder))] and None)
+    _seconds(lambda folder: _run(*QUICK[:-1], *_places(folder)))
+
+
+def _run(*overrides: str) -> None:
+    run_here(*overrides)
 
 
 def _among(name: str, values: Sequence[float]) -> str:
@@ -67,26 +71,24 @@ def two_jobs_throughput() -> float:
 
 def job_overhead() -> float:
     """Seconds of one more job in a sweep, less what the same run takes in this process; the median."""
-    _warm_up()
-    small = QUICK[:-1]  # with the logger that is configured
-
-    def extra(folder: str) -> None:
-        places = _places(folder)
-        run_here(*small, *places, "defense=none")  # trains the suspect that all others share
-        for number in range(ROUNDS):
-            drops = [number / 100 + share / 1000 for share in (1, 2, 3)]
-            start = time.perf_counter()
-            sweep_here(*small, *places, "defense=prune", _among("defense.max_drop", drops[:1]), n_jobs=1)
-            one = time.perf_counter()
-            sweep_here(*small, *places, "defense=prune", _among("defense.max_drop", drops), n_jobs=1)
-            three = time.perf_counter()
-            run_here(*small, *places, "defense=prune", f"defense.max_drop={number / 100 + 0.005}")
-            alone = time.perf_counter() - three
-            # the first of the three is finished already: two more jobs than none
-            found.append(((three - one) / 2) - alone if one > start else 0.0)
-
+    small = (*QUICK[:-1], "defense=prune")  # with the logger that is configured
     found: list[float] = []
-    _seconds(extra)
+
+    def compare(folder: str) -> None:
+        places = _places(folder)
+        sweep_here(*small, *places, n_jobs=1)  # trains the suspect that all others share
+        for number in range(ROUNDS):
+            own, first, second, third = (number / 100 + share / 1000 for share in (1, 2, 3, 4))
+            start = time.perf_counter()
+            sweep_here(*small, *places, f"defense.max_drop={first}", n_jobs=1)
+            one = time.perf_counter()
+            sweep_here(*small, *places, _among("defense.max_drop", (second, third)), n_jobs=1)
+            two = time.perf_counter()
+            run_here(*small, *places, f"defense.max_drop={own}")
+            found.append((two - one) - (one - start) - (time.perf_counter() - two))
+
+    _warm_up()
+    _seconds(compare)
     return statistics.median(found)
 
 
