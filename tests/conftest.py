@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
@@ -55,6 +58,21 @@ def run_here(*overrides: str) -> dict[str, Any]:
     record = records.read(Path(result.hydra_cfg.hydra.runtime.output_dir))
     assert record is not None
     return record
+
+
+def sweep_here(*overrides: str, n_jobs: int | None = None) -> None:
+    """Run a sweep whose parent is this process, so that one fork server does for many sweeps."""
+    launcher.register()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+        local = launcher.LocalLauncher(n_jobs)
+        local.setup(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=pipeline.run,
+            config=loader.load_configuration("config", list(overrides), RunMode.MULTIRUN),
+        )
+        local.launch(BasicSweeper.split_arguments(parsed, None)[0], 0)
 
 
 QUICK = ("trainer.max_epochs=2", "model.width=4", "dataset.size=16", "logger=none")

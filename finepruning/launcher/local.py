@@ -1,56 +1,57 @@
-"""The launcher of ``-m`` on one machine: a fresh process a job, forked from a server that has torch loaded.
+"""The launcher of ``-m`` on one machine: a fresh process a job, several at a time.
 
-A job leaves nothing behind in another one, and one that dies takes no other with it.
+A job leaves nothing behind in another one, and one that dies takes no other with it. What is finished is not
+run again, so the same command goes on where an interrupted one stopped.
 """
 
 import logging
-import multiprocessing
-import os
+import signal
 import sys
-import time
-import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
 from finepruning import pipeline
 from finepruning import record as records
+from finepruning.launcher.display import Display
+from finepruning.launcher.forecast import announcement, earlier_runs
+from finepruning.launcher.plan import (
+    Job,
+    Outcome,
+    at_a_time,
+    available_cores,
+    check_gpus,
+    cores_needed,
+    defended_hash,
+    gpus_needed,
+    suspect_hash,
+    telling,
+    unique,
+)
+from finepruning.launcher.processes import Stopped, gpu_names, run_jobs, server
+from finepruning.pipeline.resolvers import choices_hash
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Job:
-    number: int
-    overrides: str
-    config: DictConfig
-    place: Path
-    process: ForkServerProcess | None = None
-    reason: Connection | None = None
-    started: float = 0.0
-    error: str | None = None
 
 
 class LocalLauncher(Launcher):
     """Run jobs in processes of their own, several at a time.
 
     Args:
-        n_jobs: Jobs at a time; None for as many as the cores allow, given ``trainer.threads``.
+        n_jobs: Jobs at a time; None for as many as cores and GPUs allow, given ``trainer.threads`` and
+            ``trainer.devices``.
     """
 
     def __init__(self, n_jobs: int | None = None) -> None:
-        if n_jobs is not None and n_jobs < 1:
+        if n_jobs is not None and (not isinstance(n_jobs, int) or n_jobs < 1):
             raise CompactHydraException(
                 f"hydra.launcher.n_jobs={n_jobs} runs nothing. Set it to 1 or more, or to null."
             )
@@ -62,98 +63,95 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs, print the table of their records, and fail if one of them did."""
+        """Run what is not finished, print the table of all records, and fail if a job did.
+
+        Raises:
+            CompactHydraException: If the sweep makes no sense, before any job, or jobs failed, at the end.
+            SystemExit: If a signal stopped it.
+        """
         from finepruning.dashboard import show  # here, since --help has no table to print
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = [
-            self._job(initial_job_idx + place, overrides) for place, overrides in enumerate(job_overrides)
-        ]
-        n_jobs = self.n_jobs or max(
-            1, (os.cpu_count() or 1) // max(job.config.trainer.threads for job in jobs)
-        )
-        log.info("%d runs, %d at a time", len(jobs), min(n_jobs, len(jobs)))
-        self._run(jobs, n_jobs)
-        found = [records.read(job.place) for job in jobs if not job.error]
+        try:
+            lines = telling([filter_overrides(each) for each in job_overrides])
+            jobs = unique(
+                [
+                    self._job(initial_job_idx + place, list(overrides), line)
+                    for place, (overrides, line) in enumerate(zip(job_overrides, lines, strict=True))
+                ]
+            )
+            outcomes = self._run(jobs)
+        except ValueError as error:
+            raise CompactHydraException(str(error)) from error
+        failed = [outcome for outcome in outcomes if outcome.error]
+        broken = {outcome.job for outcome in failed}
+        found = [records.read(job.place) for job in jobs if job not in broken]
         show([record for record in found if record is not None])
         log.info("Runs: %s", Path(self.config.runs_dir).resolve())
-        failed = [job for job in jobs if job.error]
         if failed:
             reasons = "\n".join(
-                f"  {job.overrides}: {job.error} (see {job.place / 'run.log'})" for job in failed
+                f"  {each.job.overrides}: {each.error} (see {each.job.place / 'run.log'})" for each in failed
             )
             raise CompactHydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
-        return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in jobs]
+        return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in job_overrides]
 
-    def _job(self, number: int, overrides: Sequence[str]) -> _Job:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+    def _job(self, number: int, overrides: list[str], line: str) -> Job:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
             config.group = self.config.group  # resolved here, so that all jobs have the same
-        place = _place(config)
-        return _Job(number, " ".join(filter_overrides(overrides)), config, place)
-
-    def _run(self, jobs: list[_Job], n_jobs: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["finepruning.pipeline.stages"])
-        waiting = list(jobs)
-        running: list[_Job] = []
-        try:
-            while waiting or running:
-                while waiting and len(running) < n_jobs:
-                    job = waiting.pop(0)
-                    job.started = time.perf_counter()
-                    job.reason, reason = context.Pipe(duplex=False)
-                    job.process = context.Process(target=_work, args=(job.config, str(job.place), reason))
-                    job.process.start()
-                    running.append(job)
-                connection.wait([job.process.sentinel for job in running if job.process])
-                for job in [job for job in running if job.process and job.process.exitcode is not None]:
-                    running.remove(job)
-                    self._finish(job, len(jobs) - len(waiting) - len(running), len(jobs))
-        finally:
-            for job in running:
-                if job.process:
-                    job.process.terminate()
-
-    @staticmethod
-    def _finish(job: _Job, done: int, total: int) -> None:
-        assert job.process is not None
-        code = job.process.exitcode or 0
-        if code < 0:
-            job.error = f"killed by signal {-code}"
-        elif code > 0:
-            job.error = job.reason.recv() if job.reason and job.reason.poll() else f"exit status {code}"
-        word = "failed" if job.error else "done"
-        log.info("[%d/%d] %s %s, %.0f s", done, total, word, job.overrides, time.perf_counter() - job.started)
-
-
-def _place(config: DictConfig) -> Path:
-    HydraConfig.instance().set_config(config)
-    return Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
-
-
-def _work(config: DictConfig, place: str, reason: Connection) -> None:
-    """Run one job in this fresh process, its terminal output going to ``run.log``."""
-    Path(place).mkdir(parents=True, exist_ok=True)
-    output = os.open(Path(place) / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    setup_globals()
-    try:
-        result = run_job(
-            task_function=pipeline.run,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=HydraContext(config_loader=None, callbacks=Callbacks()),  # type: ignore[arg-type]
+        HydraConfig.instance().set_config(config)  # names resolve with it
+        plain: Any = OmegaConf.to_container(
+            OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
-        _ = result.return_value  # reading it raises what the job raised
-    except Exception as error:
-        if isinstance(error, CompactHydraException):
-            print(error, file=sys.stderr)
-        else:
-            traceback.print_exc()
-        reason.send(str(error) or type(error).__name__)
-        sys.exit(1)
+        return Job(
+            number=number,
+            overrides=line,
+            config=config,
+            place=Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir),
+            chosen=choices_hash(config),
+            choices=dict(config.hydra.runtime.choices),
+            epochs=plain["trainer"]["max_epochs"],
+            cores=cores_needed(plain["trainer"]),
+            gpus=gpus_needed(plain["trainer"]),
+            suspect=suspect_hash(plain),
+            defended=defended_hash(plain),
+        )
+
+    def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Say what is to do, do it, and return how it ended."""
+        refused, left = _unfinished(jobs)
+        context = server({job.choices["logger"] for job in left})
+        gpus = gpu_names(context) if any(job.gpus for job in left) else []
+        check_gpus(left, len(gpus))
+        n_jobs = self.n_jobs or at_a_time(left, available_cores(), len(gpus))
+        earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir))
+        log.info(announcement(len(jobs), left, earlier, n_jobs))
+        made = {made_by for run in earlier for made_by in run.hashes}
+        display = Display(len(jobs), len(jobs) - len(left) - len(refused), Console(stderr=True))
+        try:
+            with display:
+                for outcome in refused:
+                    display.ended(outcome)
+                run_jobs(context, left, n_jobs, gpus, made, display)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            done = sum(not outcome.error for outcome in display.outcomes) + display.earlier
+            log.info("Stopped by %s: %d of %d runs are done.", name, done, len(jobs))
+            log.info("The same command goes on with the rest.")
+            sys.exit(128 + stopped.number)
+        return display.outcomes
+
+
+def _unfinished(jobs: Sequence[Job]) -> tuple[list[Outcome], list[Job]]:
+    """Return the jobs that cannot be run where they would, and those that are still to do."""
+    refused, left = [], []
+    for job in jobs:
+        HydraConfig.instance().set_config(job.config)
+        try:
+            if pipeline.finished_record(job.place, job.config) is None:
+                left.append(job)
+        except ValueError as error:
+            refused.append(Outcome(job, 0.0, error=str(error)))
+    return refused, left

@@ -20,7 +20,7 @@ from finepruning import record as records
 from finepruning.pipeline import devices
 from finepruning.pipeline.resolvers import attack_name, choices_hash
 
-__all__ = ["Refused", "run"]
+__all__ = ["Refused", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
@@ -43,12 +43,13 @@ def run(config: DictConfig) -> None:
         if devices.rank(config.trainer) > 0:
             take_part(config)
             return
-        record = _claim(place, config)
+        record = finished_record(place, config)
         if record is not None:
             log.info("Finished earlier; overwrite=true runs it anew.")
             if devices.launched(config.trainer):
                 _dismiss(config)
         else:
+            _claim(place, config)
             record = _new_record(place, config)
     except InstantiationException as error:  # Hydra wraps what a class's own check says
         raise Refused(str(error.__cause__ or error)) from error
@@ -61,27 +62,30 @@ def run(config: DictConfig) -> None:
         log.info("Record: %s", place / records.FILE)
 
 
-def _claim(place: Path, config: DictConfig) -> dict[str, Any] | None:
-    """Take a run's folder; return the record if this very run is finished.
+def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
+    """Return the record in a run's folder if this very run is finished there, and may stay.
 
     Raises:
-        ValueError: If a run with another configuration has this name.
+        ValueError: If a run with another configuration has this name, or the record is damaged.
     """
-    mine = choices_hash(config)
     file = place / CONFIG_FILE
-    if file.exists() and not config.overwrite:
-        if yaml.safe_load(file.read_text())["choices_hash"] != mine:
-            raise ValueError(
-                f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
-                "another name, leave it to the default, or set overwrite=true to replace that run."
-            )
-        record = records.read(place)
-        if record is not None and record["status"] == "finished":
-            return record
+    if config.overwrite or not file.exists():
+        return None
+    if yaml.safe_load(file.read_text())["choices_hash"] != choices_hash(config):
+        raise ValueError(
+            f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
+            "another name, leave it to the default, or set overwrite=true to replace that run."
+        )
+    record = records.read(place)
+    return record if record is not None and record["status"] == "finished" else None
+
+
+def _claim(place: Path, config: DictConfig) -> None:
+    """Take a run's folder for a run that is still to do."""
     (place / records.FILE).unlink(missing_ok=True)
     plain = OmegaConf.to_container(config, resolve=True)
-    file.write_text(yaml.safe_dump({"choices_hash": mine, "config": plain}, sort_keys=False))
-    return None
+    text = yaml.safe_dump({"choices_hash": choices_hash(config), "config": plain}, sort_keys=False)
+    (place / CONFIG_FILE).write_text(text)
 
 
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""What every job needs, loaded once: the fork server imports this module, jobs are forked from it."""
+
+import sklearn.datasets  # noqa: F401 - the embedded digits
+
+from finepruning.pipeline import loggers, stages  # noqa: F401 - torch, Lightning and W&B come with them
+from finepruning.store import code_version
+
+code_version()  # kept, so that no job parses the code anew, and all jobs name the code that was loaded
