@@ -11,10 +11,19 @@ from finepruning.launcher.clusters import CheckCluster
 from finepruning.launcher.local import LocalLauncher
 from finepruning.launcher.ray import RayLauncher
 from finepruning.launcher.slurm import SlurmLauncher
+from finepruning.launcher.sweeper import OptunaSweeper
 
-__all__ = ["CheckCluster", "CheckPlace", "LocalLauncher", "RayLauncher", "SlurmLauncher", "register"]
+__all__ = [
+    "CheckCluster",
+    "CheckPlace",
+    "LocalLauncher",
+    "OptunaSweeper",
+    "RayLauncher",
+    "SlurmLauncher",
+    "register",
+]
 
-PLUGINS = (LocalLauncher, SlurmLauncher, RayLauncher)
+PLUGINS = (LocalLauncher, SlurmLauncher, RayLauncher, OptunaSweeper)
 
 
 def register() -> None:

@@ -89,6 +89,7 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         **{group: hydra.runtime.choices[group] for group in ("dataset", "model", "attack", "defense")},
         "seed": config.seed,
         "group": config.group,
+        "oracle": bool(config.get("oracle", False)),  # chosen by attack success: never ranked
         "command": " ".join(["python run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }
