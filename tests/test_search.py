@@ -1,5 +1,8 @@
 """A search decides by what the defender sees, goes on where it ended, and says what it found."""
 
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from optuna.trial import TrialState
 from finepruning import launcher, search
 from finepruning import record as records
 from finepruning.launcher.sweeper import OptunaSweeper
-from tests.conftest import ROOT
+from tests.conftest import QUICK, ROOT
 
 Record = dict[str, Any]
 
@@ -68,6 +71,20 @@ class Pretended:
             raise CompactHydraException("1 of 2 runs failed: a=b: killed by signal 9")
 
 
+class OnceLoader(ConfigLoaderImpl):
+    """Composes a job once, where the sweeper and the launcher both would: half the time of these tests."""
+
+    def __init__(self) -> None:
+        super().__init__(create_config_search_path(str(ROOT / "conf")))
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        key = tuple(sweep_overrides)
+        if key not in self.composed:
+            self.composed[key] = super().load_sweep_config(master_config, sweep_overrides)
+        return self.composed[key]
+
+
 class Search:
     """``sweep=optuna`` with a launcher that pretends."""
 
@@ -81,7 +98,7 @@ class Search:
         """Search; return the configurations that were run, in order."""
         launcher.register()
         setup_globals()
-        loader = ConfigLoaderImpl(create_config_search_path(str(ROOT / "conf")))
+        loader = OnceLoader()
         own = ["sweep=optuna", "sweep.n_jobs=2", f"runs_dir={self.runs_dir}"]
         config = loader.load_configuration("config", [*own, *overrides], RunMode.MULTIRUN)
         sweeper = OptunaSweeper(config.hydra.sweeper.params)
@@ -295,6 +312,7 @@ REFUSED = {
         "sweep.objective=attack_success",
     ): r"sweep\.objective=attack_success is unknown\. Set it to pareto, val",
     ("sweep.trials=0",): r"sweep\.trials=0, sweep\.n_jobs=2: set both to 1 or more",
+    ("sweep.n_jobs=0",): r"sweep\.trials=30, sweep\.n_jobs=0: set both to 1 or more",
     ("sweep.tolerance=2",): r"sweep\.tolerance=2 is outside \[0, 1\]",
     ("sweep.seeds=[]",): r"sweep\.seeds=\[\]: give at least one",
     ("seed=1,2",): r"A search does not choose seeds\. Set sweep\.seeds",
@@ -329,3 +347,29 @@ def test_the_record_holds_what_the_defender_sees(quick_run: Callable[..., Record
     assert seen["defended"]["hits"] / seen["defended"]["total"] == seen["defended"]["clean_accuracy"]
     assert stop > 0
     assert record["oracle"] is False
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line on a small network, with its folders below ``folder``."""
+    command = [sys.executable, str(ROOT / "run.py"), *QUICK, *overrides]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.slow
+def test_a_search_on_the_command_line_ends_with_a_command_that_repeats_the_best(tmp_path: Path) -> None:
+    options = ("sweep=optuna", "sweep.trials=2", "defense=prune", "defense.max_drop=interval(0.2,0.6)")
+    first = run(tmp_path, *options)
+    assert "Best trials of digits-badnet-prune-pareto-" in first.stdout
+    command = next(line for line in first.stderr.splitlines() if "Repeat the best: " in line)
+    again = run(tmp_path, *shlex.split(command.partition("run.py ")[2]))
+    assert "Finished earlier" in again.stderr
+    assert "2 of 2 trials done" in run(tmp_path, *options).stderr
+    assert len(list((tmp_path / "runs").glob("*/record.json"))) == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_beats_a_grid(tmp_path: Path) -> None:
+    run(tmp_path, "sweep=pruning_rates", "defense.prune_rate=0.25,0.5")
+    found = [records.read(path.parent) for path in (tmp_path / "runs").glob("*/record.json")]
+    pruned = [sum(step["pruned"] for step in record["pruning"]) for record in found if record]
+    assert sorted(pruned) == [4, 8]

@@ -82,23 +82,16 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until there are as many as wanted; print the best ones and how to repeat the first."""
-        from rich.console import Console
-
-        options: Any = OmegaConf.to_container(self.config.sweep, resolve=True)
         try:
-            self._search(arguments, options)
+            self._search(arguments)
         except ValueError as error:
             raise CompactHydraException(str(error)) from error
-        with search.open_study(self.file, options["objective"], options["sampler_seed"]) as study:
-            Console(width=160).print(search.summary(study, options["tolerance"]))
-            best = search.ranked(study, options["tolerance"])
-            for command in best[0].user_attrs["commands"] if best else []:
-                log.info("Repeat the best: %s", command)
-            log.info("Search: %s", self.file.resolve())
 
-    def _search(self, arguments: list[str], options: dict[str, Any]) -> None:
-        n_jobs = options["n_jobs"] or self.config.hydra.launcher.get("n_jobs")
-        n_jobs = n_jobs or max(1, (os.cpu_count() or 1) // self.config.trainer.threads)
+    def _search(self, arguments: list[str]) -> None:
+        options: Any = OmegaConf.to_container(self.config.sweep, resolve=True)
+        cores = max(1, (os.cpu_count() or 1) // self.config.trainer.threads)
+        wanted = (options["n_jobs"], self.config.hydra.launcher.get("n_jobs"), cores)
+        n_jobs = next(number for number in wanted if number is not None)
         objective, seeds, tolerance = options["objective"], options["seeds"], options["tolerance"]
         search.check(objective, tolerance, options["trials"], seeds, n_jobs)
         fixed, choices = self._read(arguments, options["space"])
@@ -106,12 +99,8 @@ class OptunaSweeper(Sweeper):
         space = {key: search.distribution(key, choice) for key, choice in choices.items()}
         self.file = self._file(fixed, choices, options)
         with search.open_study(self.file, objective, options["sampler_seed"]) as study:
-            log.info(
-                "Searching %s: %d of %d trials done",
-                self.file,
-                done := len(search.finished(study)),
-                options["trials"],
-            )
+            done = len(search.finished(study))
+            log.info("Search %s: %d of %d trials done", self.file.resolve(), done, options["trials"])
             while done < options["trials"]:
                 trials = [study.ask(space) for _ in range(min(n_jobs, options["trials"] - done))]
                 attempts = [Attempt(trial, fixed + _overrides(trial.params), []) for trial in trials]
@@ -123,6 +112,7 @@ class OptunaSweeper(Sweeper):
                     _tell(study, attempt)
                 done = len(search.finished(study))
                 _give_up_if_all_fail(study, attempts)
+            _show(study, tolerance)
 
     def _run(self, attempts: list[Attempt], seed: int, objective: str, tolerance: float) -> None:
         """Run each attempt with a seed, and note what its record says."""
@@ -154,7 +144,9 @@ class OptunaSweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = parser.parse_overrides([f"{key}={value}" for key, value in self.params.items()] + arguments)
         own = {each.get_key_element(): each for each in given if each.key_or_group.split(".")[0] != "sweep"}
-        absent = [key for key in space if OmegaConf.select(self.config, key) is None and key not in own]
+        missing = object()  # unlike null, which a trial may well replace
+        absent = [key for key in space if OmegaConf.select(self.config, key, default=missing) is missing]
+        absent = [key for key in absent if key not in own]
         if absent:
             log.info("Not searched, since this defense does not have it: %s", ", ".join(absent))
         searched = {key: choice for key, choice in space.items() if key not in absent and key not in own}
@@ -229,6 +221,15 @@ def _tell(study: "Study", attempt: Attempt) -> None:
         study.tell(attempt.trial, state=TrialState.PRUNED)
     else:
         study.tell(attempt.trial, search.means(attempt.found))
+
+
+def _show(study: "Study", tolerance: float) -> None:
+    from rich.console import Console
+
+    Console(width=160).print(search.summary(study, tolerance))
+    best = search.ranked(study, tolerance)
+    for command in best[0].user_attrs["commands"] if best else []:
+        log.info("Repeat the best: %s", command)
 
 
 def _give_up_if_all_fail(study: "Study", attempts: list[Attempt]) -> None:
