@@ -1,5 +1,7 @@
 """Every configuration composes, and every class that it names exists and is allowed."""
 
+import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,19 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from finepruning import launcher
 from finepruning.pipeline.build import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
-GROUPS = ("dataset", "model", "attack", "defense", "trainer", "logger")
+GROUPS = ("dataset", "model", "attack", "defense", "trainer", "logger", "sweep")
+PLUGIN_GROUPS = ("launcher", "sweeper")  # of Hydra
 OPTIONS = [
     (path.parent.name, path.stem) for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml")
 ]
+PLUGINS = [
+    (group, path.stem) for group in PLUGIN_GROUPS for path in (ROOT / "conf" / "hydra" / group).glob("*.yaml")
+]
+GRIDS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml") if path.stem != "optuna")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
@@ -33,7 +41,28 @@ def test_every_option_composes_and_names_what_exists(group: str, option: str) ->
     assert all(get_object(target) is not None for target in found)
 
 
-@pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
+@pytest.mark.parametrize(("group", "option"), sorted(PLUGINS))
+def test_every_plugin_of_hydra_is_registered_and_takes_its_options(group: str, option: str) -> None:
+    config = composed(f"hydra/{group}={option}").hydra[group]
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    module, _, name = options.pop("_target_").rpartition(".")
+    assert module == "hydra_plugins.finepruning"
+    plugin = next(plugin for plugin in launcher.PLUGINS if plugin.__name__ == name)
+    inspect.signature(plugin).bind(**options)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_value_of_a_grid_composes(grid: str) -> None:
+    params = composed(f"sweep={grid}").hydra.sweeper.params
+    runs = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
+    for overrides in itertools.product(*runs):
+        composed(f"sweep={grid}", *overrides)
+    assert max(len(values) for values in runs) > 2
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), sorted(OPTIONS + [(f"hydra/{group}", option) for group, option in PLUGINS])
+)
 def test_every_option_says_what_it_is(group: str, option: str) -> None:
     lines = (ROOT / "conf" / group / f"{option}.yaml").read_text().splitlines()
     first = lines[1] if lines[0].startswith("# @package") else lines[0]

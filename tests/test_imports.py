@@ -13,7 +13,7 @@ LAYERS = [  # a room imports rooms of its own layer and of those above it in thi
     {"metrics", "networks", "attacks.triggers", "pruning", "repair"},
     {"data", "attacks", "modules", "callbacks", "suspect", "record", "store"},
     {"referee"},
-    {"pipeline", "dashboard", "launcher"},
+    {"pipeline", "dashboard", "launcher", "search"},
 ]
 NEVER = {"pruning": "attacks", "repair": "attacks", "callbacks": "attacks"}
 HYDRA_ROOMS = {"pipeline", "launcher"}

@@ -44,6 +44,8 @@ def show(records: Sequence[Record]) -> None:
 def _notes(record: Record) -> list[str]:
     """Return what a reader must know beside the numbers."""
     scores, notes = record["scores"], []
+    if record.get("oracle"):
+        notes.append("oracle: chosen by attack success")
     if record["dead"]:
         notes.append("dead attack: not ranked")
     if scores["suspect"].get("untargeted", False):

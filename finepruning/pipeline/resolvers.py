@@ -1,4 +1,4 @@
-"""What configurations may ask for with ``${...}``: a run's hash, this CPU's precision, a class further on."""
+"""What configurations may ask for with ``${...}``: a run's hash, this CPU's precision, a job's GPUs."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite")  # they say where, not what
+PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite", "sweep")  # where, not what
 
 
 def choices_hash(config: DictConfig) -> str:
@@ -30,9 +30,15 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 
 
+def gpus(accelerator: str, devices: int) -> int | None:
+    """Return how many GPUs a job asks its cluster for; None on a CPU."""
+    return devices if accelerator in ("gpu", "cuda") else None
+
+
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 OmegaConf.register_new_resolver("around", lambda start, step, count: (start + step) % count, replace=True)
+OmegaConf.register_new_resolver("gpus", gpus, replace=True)
 OmegaConf.register_new_resolver(
     "attack_name", lambda: attack_name(HydraConfig.get().runtime.choices), replace=True
 )

@@ -59,12 +59,15 @@ class Run:
         if self.parts.source is not None:
             scores["source"] = self._score_source(self.parts.source, stages["source"])
         steps: list[dict[str, Any]] = []
+        validation: dict[str, Any] = {}
         repair: dict[str, Any] = {}
         if self.parts.defense is not None:
             defense = self.parts.defense
             stages["suspect"].load_into(defense.module.network)
             steps = self._score_curve(defense, stages["defended"])
+            validation["suspect"] = self._validate(defense)
             defended = stages["defended"].load_into(defense.module.network)
+            validation["defended"] = self._validate(defense)
             scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
             repair = self._write_repair(network, defended, scores)
         self._log(scores)
@@ -77,6 +80,7 @@ class Run:
             **repair,
             "dead": scores["suspect"].dead,
             "pruning": steps,
+            "validation": validation,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds | {"referee": time.perf_counter() - start},
@@ -87,6 +91,11 @@ class Run:
         log.info("Defending it ...")
         self._fit(defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs)
         return next((c.state_dict() for c in defense.callbacks if isinstance(c, PruneChannels)), {})
+
+    def _validate(self, defense: Defense) -> dict[str, Any]:
+        """Return what the defender itself can measure of a network: accuracy on its validation images."""
+        found = score(defense.module.network, defense.data.validation[0], None, self._device).clean_accuracy
+        return {"clean_accuracy": found.value, "hits": found.hits, "total": found.total}
 
     def _score_source(self, source: Source, stage: Stage) -> Scores:
         """Score the network that is transferred, on the source's own test set, before it is strengthened."""

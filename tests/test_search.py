@@ -1,0 +1,375 @@
+"""A search decides by what the defender sees, goes on where it ended, and says what it found."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from hydra.errors import CompactHydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from finepruning import launcher, search
+from finepruning import record as records
+from finepruning.launcher.sweeper import OptunaSweeper
+from tests.conftest import QUICK, ROOT
+
+Record = dict[str, Any]
+
+
+def record_of(config: DictConfig, **changes: Any) -> Record:
+    """A record as a run leaves it, whose values follow from the configuration by a formula."""
+    drop = config.defense.max_drop
+    steps = [{"pruned": 0 < step <= round(100 * drop)} for step in range(101)]
+    scores = {"clean_accuracy": 0.9, "attack_success_rate": 0.5}
+    return {
+        "status": "finished",
+        "dead": False,
+        "oracle": config.get("oracle", False),
+        "command": "python run.py " + " ".join(config.hydra.overrides.task),
+        "seed": config.seed,
+        "pruning": steps,
+        "validation": {"suspect": {"clean_accuracy": 0.95}, "defended": {"clean_accuracy": 0.95 - drop**2}},
+        "scores": {"suspect": scores, "defended": scores},
+        **changes,
+    }
+
+
+class Pretended:
+    """A launcher that writes records without running anything."""
+
+    def __init__(self, sweeper: OptunaSweeper, make: Callable[[DictConfig], Record | None]) -> None:
+        self.sweeper = sweeper
+        self.make = make
+        self.launched: list[DictConfig] = []
+
+    def launch(self, batch: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        failed = False
+        for overrides in batch:
+            config = self.sweeper.hydra_context.config_loader.load_sweep_config(
+                self.sweeper.config, list(overrides)
+            )
+            HydraConfig.instance().set_config(config)
+            self.launched.append(config)
+            made = self.make(config)
+            place = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+            place.mkdir(parents=True, exist_ok=True)
+            if made is not None:
+                records.write(place, made)
+            failed |= made is None or made["status"] == "failed"
+        if failed:
+            raise CompactHydraException("1 of 2 runs failed: a=b: killed by signal 9")
+
+
+class OnceLoader(ConfigLoaderImpl):
+    """Composes a job once, where the sweeper and the launcher both would: half the time of these tests."""
+
+    def __init__(self) -> None:
+        super().__init__(create_config_search_path(str(ROOT / "conf")))
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        key = tuple(sweep_overrides)
+        if key not in self.composed:
+            self.composed[key] = super().load_sweep_config(master_config, sweep_overrides)
+        return self.composed[key]
+
+
+class Search:
+    """``sweep=optuna`` with a launcher that pretends."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self.file = Path()
+
+    def __call__(
+        self, *overrides: str, make: Callable[[DictConfig], Record | None] = record_of
+    ) -> list[DictConfig]:
+        """Search; return the configurations that were run, in order."""
+        launcher.register()
+        setup_globals()
+        loader = OnceLoader()
+        own = ["sweep=optuna", "sweep.n_jobs=2", f"runs_dir={self.runs_dir}"]
+        config = loader.load_configuration("config", [*own, *overrides], RunMode.MULTIRUN)
+        sweeper = OptunaSweeper(config.hydra.sweeper.params)
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        sweeper.setup(hydra_context=context, task_function=lambda _: None, config=config)
+        pretended = Pretended(sweeper, make)
+        sweeper.launcher = pretended  # type: ignore[assignment]
+        try:
+            sweeper.sweep(OmegaConf.to_container(config.hydra.overrides.task))  # type: ignore[arg-type]
+        finally:
+            self.file = getattr(sweeper, "file", self.file)
+            self.launched = pretended.launched
+        return pretended.launched
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials of the study."""
+        with search.open_study(self.file, "pareto", 1) as study:
+            return study.get_trials()
+
+
+@pytest.fixture
+def searching(tmp_path: Path) -> Search:
+    return Search(tmp_path / "runs")
+
+
+def drops(configs: list[DictConfig]) -> list[float]:
+    return [config.defense.max_drop for config in configs]
+
+
+def test_a_search_goes_on_where_it_ended(searching: Search) -> None:
+    first = searching("sweep.trials=3")
+    file = searching.file
+    more = searching("sweep.trials=5", "sweep.n_jobs=1")
+    assert [len(first), len(more)] == [3, 2]
+    assert searching.file == file
+    assert len(set(drops(first + more))) == 5
+    assert searching("sweep.trials=5") == []
+
+
+def test_another_search_is_kept_apart(searching: Search) -> None:
+    searching("sweep.trials=1")
+    assert len(searching("sweep.trials=1", "sweep.objective=channels_pruned")) == 1
+    assert len(searching("sweep.trials=1", "attack=blended")) == 1
+    assert len(list((searching.runs_dir / "searches").glob("*.journal"))) == 3
+
+
+def attacked(success: Callable[[DictConfig], float]) -> Callable[[DictConfig], Record]:
+    def make(config: DictConfig) -> Record:
+        scores = {"clean_accuracy": 0.9, "attack_success_rate": success(config)}
+        return record_of(config, scores={"suspect": scores, "defended": scores})
+
+    return make
+
+
+def test_attack_success_changes_nothing_that_is_tried(tmp_path: Path) -> None:
+    options = ("sweep.trials=13",)  # Optuna's first ten are random
+    one = Search(tmp_path / "one")(*options, make=attacked(lambda config: config.defense.max_drop))
+    other = Search(tmp_path / "other")(*options, make=attacked(lambda config: 1 - config.defense.max_drop))
+    assert drops(one) == drops(other)
+
+
+def test_an_oracle_follows_attack_success_and_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("sweep.trials=13", "sweep.objective=oracle")
+    one = Search(tmp_path / "one")(*options, make=attacked(lambda config: config.defense.max_drop))
+    other = Search(tmp_path / "other")(*options, make=attacked(lambda config: 1 - config.defense.max_drop))
+    assert drops(one)[:10] == drops(other)[:10]
+    assert drops(one) != drops(other)
+    assert all(config.oracle is True for config in one)
+    assert "ORACLE: chosen by attack success on the test set" in capsys.readouterr().out
+
+
+def test_an_oracles_runs_have_names_of_their_own(searching: Search) -> None:
+    honest, oracle = searching("sweep.trials=1"), searching("sweep.trials=1", "sweep.objective=oracle")
+    assert "oracle" not in honest[0]
+    assert drops(honest) == drops(oracle)
+    assert honest[0].name != oracle[0].name
+
+
+def test_a_trial_is_named_like_the_same_run_by_hand(searching: Search) -> None:
+    config = searching("sweep.trials=1")[0]
+    assert "sweep" not in config
+    again = searching.trials()[0].user_attrs["commands"][0]
+    assert again == "python run.py " + " ".join(config.hydra.overrides.task)
+
+
+def test_values_are_what_the_record_counts() -> None:
+    record = {
+        "validation": {"suspect": {"clean_accuracy": 0.95}, "defended": {"clean_accuracy": 0.90}},
+        "pruning": [{"pruned": False}, {"pruned": True}, {"pruned": False}, {"pruned": False}, {"pruned": 0}],
+        "scores": {"defended": {"clean_accuracy": 0.8, "attack_success_rate": 0.1}},
+    }
+    assert search.values(record, "pareto", 0.0) == [0.90, 0.25]
+    assert search.values(record, "validation_accuracy", 0.0) == [0.90]
+    assert search.values(record, "channels_pruned", 0.06) == [0.25]
+    assert search.values(record, "channels_pruned", 0.02) == [pytest.approx(-0.03)]
+    assert search.values(record | {"pruning": []}, "pareto", 0.0) == [0.90, 0.0]
+    assert search.values(record, "oracle", 0.0) == [0.8, 0.1]
+
+
+def test_a_trial_that_diverged_is_told_as_failed_and_the_others_count(searching: Search) -> None:
+    def make(config: DictConfig) -> Record:
+        diverged = config.seed == 1 and config.defense.order == "l1"
+        return record_of(config, **({"status": "failed", "error": "The loss became nan"} if diverged else {}))
+
+    tried = searching("sweep.trials=8", make=make)
+    failed = [trial for trial in searching.trials() if trial.state == TrialState.FAIL]
+    assert len(tried) == 8
+    assert 0 < len(failed) < 8
+    assert {trial.params["defense.order"] for trial in failed} == {"l1"}
+    assert failed[0].user_attrs["reason"] == "The loss became nan"
+
+
+def test_a_killed_run_fails_its_trial_alone(searching: Search) -> None:
+    made: list[Record | None] = []
+
+    def make(config: DictConfig) -> Record | None:
+        made.append(None if len(made) == 1 else record_of(config))
+        return made[-1]
+
+    searching("sweep.trials=4", make=make)
+    assert [trial.state.name for trial in searching.trials()] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_search_against_a_dead_attack_gives_up(searching: Search) -> None:
+    with pytest.raises(CompactHydraException, match=r"The first 4 trials failed.*dead attack"):
+        searching("sweep.trials=30", make=lambda config: record_of(config, dead=True))
+
+
+def test_a_batch_that_never_ran_ends_the_search_with_the_reason(searching: Search) -> None:
+    with pytest.raises(CompactHydraException, match=r"killed by signal 9"):
+        searching("sweep.trials=30", make=lambda _: None)
+    assert len(searching.launched) == 2
+
+
+def test_an_interrupted_trial_comes_first_again_and_does_not_count(searching: Search) -> None:
+    def stop(_: DictConfig) -> Record:
+        raise KeyboardInterrupt
+
+    searching("sweep.trials=2")
+    with pytest.raises(KeyboardInterrupt):
+        searching("sweep.trials=4", make=stop)
+    interrupted = [trial.params["defense.max_drop"] for trial in searching.trials()[2:4]]
+    again = searching("sweep.trials=4")
+    assert drops(again) == interrupted
+
+
+def test_of_several_seeds_the_mean_counts(searching: Search) -> None:
+    def make(config: DictConfig) -> Record:
+        accuracy = {"suspect": {"clean_accuracy": 0.9}, "defended": {"clean_accuracy": config.seed / 10}}
+        return record_of(config, validation=accuracy)
+
+    run = searching("sweep.trials=2", "sweep.seeds=[1,2,6]", make=make)
+    assert [config.seed for config in run] == [1, 1, 2, 2, 6, 6]
+    assert [trial.values[0] for trial in searching.trials()] == pytest.approx([0.3, 0.3])
+
+
+def test_a_bad_trial_ends_after_its_first_seed(searching: Search) -> None:
+    def make(config: DictConfig) -> Record:
+        number = len({round(each, 12) for each in drops(searching_now)})
+        searching_now.append(config)
+        accuracy = 0.9 if number < 6 else 0.1  # Optuna prunes nothing before the sixth trial
+        seen = {"suspect": {"clean_accuracy": 0.9}, "defended": {"clean_accuracy": accuracy}}
+        return record_of(config, validation=seen)
+
+    searching_now: list[DictConfig] = []
+    options = ("sweep.trials=7", "sweep.n_jobs=1", "sweep.seeds=[1,2]", "sweep.objective=validation_accuracy")
+    searching(*options, make=make)
+    runs = [drops(searching_now).count(drop) for drop in dict.fromkeys(drops(searching_now))]
+    assert runs == [2, 2, 2, 2, 2, 2, 1]
+
+
+def test_the_command_line_beats_the_space(searching: Search) -> None:
+    tried = searching(
+        "sweep.trials=6",
+        "defense.order=l1",
+        "defense.max_drop=interval(0.5,0.6)",
+        "attack.poison_rate=0.1,0.2",
+    )
+    assert {config.defense.order for config in tried} == {"l1"}
+    assert all(0.5 <= drop <= 0.6 for drop in drops(tried))
+    assert {config.attack.poison_rate for config in tried} == {0.1, 0.2}
+
+
+def test_what_a_defense_does_not_have_is_not_searched(searching: Search) -> None:
+    tried = searching("sweep.trials=2", "defense=prune")
+    assert {key for key in searching.trials()[0].params} == {"defense.max_drop", "defense.order"}
+    assert "tuning" not in tried[0].defense
+
+
+def test_one_process_searches_at_a_time(searching: Search) -> None:
+    searching("sweep.trials=1")
+    with (
+        search.open_study(searching.file, "pareto", 1),
+        pytest.raises(CompactHydraException, match=r"going on in another process \(.*\.open\)"),
+    ):
+        searching("sweep.trials=2")
+
+
+def test_a_journal_that_a_power_cut_tore_goes_on(searching: Search) -> None:
+    searching("sweep.trials=2")
+    with searching.file.open("a") as file:
+        file.write('{"op_code": 4, "wor')
+    assert len(searching("sweep.trials=3")) == 1
+    assert len(searching.trials()) == 3
+
+
+REFUSED = {
+    (
+        "sweep.objective=attack_success",
+    ): r"sweep\.objective=attack_success is unknown\. Set it to pareto, val",
+    ("sweep.trials=0",): r"sweep\.trials=0, sweep\.n_jobs=2: set both to 1 or more",
+    ("sweep.n_jobs=0",): r"sweep\.trials=30, sweep\.n_jobs=0: set both to 1 or more",
+    ("sweep.tolerance=2",): r"sweep\.tolerance=2 is outside \[0, 1\]",
+    ("sweep.seeds=[]",): r"sweep\.seeds=\[\]: give at least one",
+    ("seed=1,2",): r"A search does not choose seeds\. Set sweep\.seeds",
+    ("defense=none",): r"Nothing is left to search",
+    ("defense.max_drop=interval(0.2,0.1)",): r"sweep\.space of defense\.max_drop is .* Give \{low: 0\.01",
+}
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), REFUSED.items())
+def test_a_search_that_cannot_be_is_refused(
+    overrides: tuple[str, ...], sentence: str, searching: Search
+) -> None:
+    with pytest.raises(CompactHydraException, match=sentence):
+        searching(*overrides)
+    assert searching.launched == []
+
+
+def test_the_best_of_a_front_prunes_most_within_the_tolerance() -> None:
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    for values in ((0.99, 0.1), (0.98, 0.4), (0.90, 0.9), (0.97, 0.2)):
+        study.add_trial(optuna.trial.create_trial(values=values))
+    assert [trial.number for trial in search.ranked(study, 0.02)] == [1, 0, 2]
+    assert [trial.number for trial in search.ranked(study, 0.0)] == [0, 1, 2]
+
+
+def test_the_record_holds_what_the_defender_sees(quick_run: Callable[..., Record]) -> None:
+    record = quick_run("defense=prune", "defense.max_drop=0.5")
+    stop = max(step["channels_pruned"] for step in record["pruning"] if step["pruned"])
+    seen = record["validation"]
+    assert seen["suspect"]["clean_accuracy"] == record["pruning"][0]["validation_accuracy"]
+    assert seen["defended"]["clean_accuracy"] == record["pruning"][stop]["validation_accuracy"]
+    assert seen["defended"]["hits"] / seen["defended"]["total"] == seen["defended"]["clean_accuracy"]
+    assert stop > 0
+    assert record["oracle"] is False
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line on a small network, with its folders below ``folder``."""
+    command = [sys.executable, str(ROOT / "run.py"), *QUICK, *overrides]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.slow
+def test_a_search_on_the_command_line_ends_with_a_command_that_repeats_the_best(tmp_path: Path) -> None:
+    options = ("sweep=optuna", "sweep.trials=2", "defense=prune", "defense.max_drop=interval(0.2,0.6)")
+    first = run(tmp_path, *options)
+    assert "Best trials of digits-badnet-prune-pareto-" in first.stdout
+    command = next(line for line in first.stderr.splitlines() if "Repeat the best: " in line)
+    again = run(tmp_path, *shlex.split(command.partition("run.py ")[2]))
+    assert "Finished earlier" in again.stderr
+    assert "2 of 2 trials done" in run(tmp_path, *options).stderr
+    assert len(list((tmp_path / "runs").glob("*/record.json"))) == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_beats_a_grid(tmp_path: Path) -> None:
+    run(tmp_path, "sweep=pruning_rates", "defense.prune_rate=0.25,0.5")
+    found = [records.read(path.parent) for path in (tmp_path / "runs").glob("*/record.json")]
+    pruned = [sum(step["pruned"] for step in record["pruning"]) for record in found if record]
+    assert sorted(pruned) == [4, 8]
