@@ -1,0 +1,130 @@
+"""Runs that differ by their seed alone, taken together: mean, 95 % interval, range. Standard library only."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Record = Mapping[str, Any]
+
+PLACES = ("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views")
+T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees
+Z_95 = 1.959964
+
+
+class Spread(NamedTuple):
+    """A quantity over seeds.
+
+    Args:
+        count: Values.
+        mean: Of them.
+        half: Half the width of the 95 % t-interval of the mean; None with one value, which has no interval.
+        least: Smallest value.
+        most: Largest value.
+    """
+
+    count: int
+    mean: float
+    half: float | None
+    least: float
+    most: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval; the mean itself with one value. May lie below 0."""
+        return self.mean - (self.half or 0.0)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval; the mean itself with one value. May lie above 1."""
+        return self.mean + (self.half or 0.0)
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Return mean, interval and range of the values that are there; None if there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    half = None
+    if len(known) > 1:
+        half = t_quantile(len(known) - 1) * statistics.stdev(known) / math.sqrt(len(known))
+    return Spread(len(known), statistics.fmean(known), half, min(known), max(known))
+
+
+def t_quantile(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t (Abramowitz and Stegun, 26.7.5, beyond 10 degrees)."""
+    if degrees <= len(T_95):
+        return T_95[degrees - 1]
+    z = Z_95
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ by their seed alone, one a seed, ascending."""
+
+    runs: tuple[Record, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Their seeds."""
+        return [run["seed"] for run in self.runs]
+
+    @property
+    def dead(self) -> int:
+        """How many of the attacks are dead."""
+        return sum(bool(run["dead"]) for run in self.runs)
+
+    @property
+    def oracle(self) -> bool:
+        """Whether a defense used what no defender has."""
+        return any(run.get("oracle", False) for run in self.runs)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the runs may be compared with others: no dead attack, no oracle."""
+        return not self.dead and not self.oracle
+
+    def score(self, network: str, name: str) -> Spread | None:
+        """Return a score over the seeds, such as ``("defended", "clean_accuracy")``; None if unknown."""
+        return spread(run["scores"].get(network, {}).get(name) for run in self.runs)
+
+    def drop(self, name: str) -> Spread | None:
+        """Return how much the defense took off a score, each seed compared with itself."""
+        pairs = [
+            (run["scores"]["suspect"][name], run["scores"].get("defended", {}).get(name)) for run in self.runs
+        ]
+        return spread(before - after for before, after in pairs if before is not None and after is not None)
+
+
+def group_by_seed(records: Sequence[Record]) -> list[Group]:
+    """Return the finished runs in groups whose configurations differ by seeds alone, in the order given.
+
+    Of several runs with one seed the last one counts: a repetition is no further evidence.
+    """
+    groups: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record["status"] == "finished":
+            groups.setdefault(setting(record), {})[record["seed"]] = record
+    return [Group(tuple(runs[seed] for seed in sorted(runs))) for runs in groups.values()]
+
+
+def setting(record: Record) -> str:
+    """Return what a run's group has in common: its choices and its configuration without seeds and places."""
+    config = {key: value for key, value in record["config"].items() if key not in PLACES}
+    choices = {key: record[key] for key in ("dataset", "model", "attack", "defense")}
+    return json.dumps([choices, _without_seeds(config)], sort_keys=True)
+
+
+def _without_seeds(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        kept = {key: value for key, value in node.items() if key != "seed" and not str(key).endswith("_seed")}
+        return {key: _without_seeds(value) for key, value in kept.items()}
+    return [_without_seeds(value) for value in node] if isinstance(node, list) else node
