@@ -45,7 +45,7 @@ def test_three_values_give_the_interval_worked_by_hand() -> None:
 
 def test_the_quantiles_are_those_of_students_t() -> None:
     for degrees in (*range(1, 40), 100, 1000):
-        assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), abs=1e-4)
+        assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-4)
 
 
 def test_one_value_has_no_interval_and_none_gives_nothing() -> None:

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 Record = Mapping[str, Any]
 
@@ -14,7 +14,8 @@ T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622,
 Z_95 = 1.959964
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """A quantity over seeds.
 
     Args:
