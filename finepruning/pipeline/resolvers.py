@@ -6,7 +6,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite")  # they say where, not what
+PLACES = (
+    "hydra",
+    "name",
+    "group",
+    "runs_dir",
+    "store_dir",
+    "overwrite",
+    "views",
+)  # no number depends on them
 
 
 def choices_hash(config: DictConfig) -> str:

@@ -21,6 +21,7 @@ from finepruning.pruning import Channel, GoodNet
 from finepruning.referee import Scores, Triggering, score, score_steps
 from finepruning.store import Stage, Store
 from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
+from finepruning.views import Watch, to_record, watched_layers
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ class Run:
         stages = maker.make()
         network = stages["suspect"].load_into(self.parts.network)
         start = time.perf_counter()
-        scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
+        layers = watched_layers(network, getattr(self.parts.defense, "module", None))
+        watches = {"suspect": Watch(network, layers, self.parts.test.labels)}
+        with watches["suspect"]:
+            scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
         if self.parts.source is not None:
             scores["source"] = self._score_source(self.parts.source, stages["source"])
         steps: list[dict[str, Any]] = []
@@ -56,9 +60,13 @@ class Run:
             stages["suspect"].load_into(defense.module.network)
             steps = self._score_curve(defense, stages["defended"])
             defended = stages["defended"].load_into(defense.module.network)
-            scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
+            watches["defended"] = Watch(defended, (), self.parts.test.labels)
+            with watches["defended"]:
+                scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
             repair = self._write_repair(network, defended, scores)
-        self._log(scores)
+        views: dict[str, Any] = {}
+        if self.config.views:
+            views = to_record(watches, steps, network, self.parts.test, self._scored_attack, self.place)
         scoring = time.perf_counter() - start
         if "defended" in stages and not stages["defended"].reused:
             scoring -= stages["defended"].about["seconds"]  # it was made in between
@@ -70,7 +78,9 @@ class Run:
             },
             **repair,
             "dead": scores["suspect"].dead,
+            "oracle": False,
             "pruning": steps,
+            **views,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds | {"referee": scoring},
@@ -128,13 +138,6 @@ class Run:
         counts = {"hits": alike.hits, "total": alike.total}
         found = {"agreement": alike.value, "agreement_counts": counts, "channels": channels}
         return {"repair": found | {"warning": suspect.warning}}
-
-    def _log(self, scores: Mapping[str, Scores]) -> None:
-        """Give the loggers the final scores."""
-        for logger in self.loggers:
-            for name, network in scores.items():
-                values = {key: value for key, value in network.values().items() if value is not None}
-                logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
 
     @property
     def _fit(self) -> Callable[..., None]:
