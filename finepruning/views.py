@@ -77,7 +77,7 @@ class Watch:
             return None
         cells = self.labels.cpu() * self._classes + torch.cat(self._predictions).cpu()
         counts = torch.bincount(cells, minlength=self._classes**2)
-        return counts.view(self._classes, self._classes).tolist()  # type: ignore[no-any-return]
+        return counts.view(self._classes, self._classes).tolist()
 
     @property
     def _kind(self) -> int:
@@ -129,9 +129,8 @@ def to_record(
         "activations": watches["suspect"].activations(pruned),
         "views": write_pictures(network, test, attack, place),
     }
-    confusion = {
-        name: watch.confusion() for name, watch in ({"defended": watches["suspect"]} | watches).items()
-    }
+    confusion = {name: watch.confusion() for name, watch in watches.items()}
+    confusion.setdefault("defended", confusion["suspect"])
     return kept if None in confusion.values() else kept | {"confusion": confusion}
 
 
@@ -167,7 +166,8 @@ def example_sheet(test: ImageSet, attack: Triggering | None) -> Tensor:
 def filter_sheet(network: nn.Module) -> Tensor | None:
     """Return a picture (3, H, W) of the first convolution's filters; None without one.
 
-    Brightness is a weight over the largest one, grey where it is 0; filters of other than 1 or 3 input channels are averaged.
+    Brightness is a weight over the largest one, grey where it is 0. Filters of other than 1 or 3
+    input channels are averaged over them.
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:

@@ -94,6 +94,14 @@ def test_dead_attacks_and_oracles_are_not_ranked() -> None:
     assert (oracle.oracle, oracle.ranked) == (True, False)
 
 
+def test_a_dead_attack_is_not_averaged_with_living_ones() -> None:
+    some = Group((run(1, success=0.2), run(2, success=0.4), run(3, success=0.0, dead=True)))
+    found, all_dead = some.score("defended", "attack_success_rate"), Group((run(1, dead=True),))
+    assert found is not None
+    assert (found.count, found.mean) == (2, pytest.approx(0.3))
+    assert all_dead.counted == all_dead.runs
+
+
 def test_nothing_heavy_is_loaded() -> None:
     code = "import sys, finepruning.dashboard.seeds; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

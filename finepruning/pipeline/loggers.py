@@ -12,7 +12,7 @@ import wandb
 from filelock import FileLock
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from finepruning.pipeline.build import build
 
@@ -28,7 +28,7 @@ def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> It
     Raises:
         ValueError: If the logger's package is not installed.
     """
-    if not config.get("logger") or getattr(rank_zero_only, "rank", 0):
+    if not config.get("logger") or rank_zero_only.rank:  # type: ignore[attr-defined]
         yield []
         return
     kind = config.logger["_target_"].rsplit(".", 1)[-1]
