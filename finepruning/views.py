@@ -185,10 +185,10 @@ def small_png(picture: Tensor) -> bytes:
     image = Image.fromarray(pixels)
     if (pixels == pixels[..., :1]).all():
         image = image.convert("L")
-    tries = [image, *(image.quantize(colours) for colours in (256, 128, 64, 32, 16, 8, 4, 2))]
+    tries = [image, *(image.quantize(colours) for colours in (128, 32, 8, 2))]
     for smaller in tries:
         buffer = io.BytesIO()
-        smaller.save(buffer, "PNG", optimize=True)
+        smaller.save(buffer, "PNG")
         if buffer.tell() <= MOST_BYTES:
             break
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 """Figures and tables for papers: ``python -m finepruning.dashboard.figures RUNS... --output DIR``."""
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "axes.linewidth": 0.6,
+    "text.parse_math": False,  # a name may hold a dollar sign
     "svg.hashsalt": "finepruning",  # equal data give equal files
 }
 LINES = (
@@ -175,12 +177,13 @@ def write_all(table: Sequence[Row], directory: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         for dataset in dict.fromkeys(row.dataset for row in table):
             some = [row for row in table if row.dataset == dataset]
-            figures[f"matrix_{dataset}"] = matrix(some)
-            texts[f"matrix_{dataset}.csv"] = results_csv(some)
+            stem = re.sub(r"[^\w.-]+", "_", dataset)
+            figures[f"matrix_{stem}"] = matrix(some)
+            texts[f"matrix_{stem}.csv"] = results_csv(some)
             pruned = _distinct_curves(some)
             if pruned:
-                figures[f"curves_{dataset}"] = pruning_curves(pruned)
-                texts[f"curves_{dataset}.csv"] = curves_csv(pruned)
+                figures[f"curves_{stem}"] = pruning_curves(pruned)
+                texts[f"curves_{stem}.csv"] = curves_csv(pruned)
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png", dpi=200)
             figure.savefig(directory / f"{name}.svg", metadata={"Date": None})

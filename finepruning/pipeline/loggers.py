@@ -119,7 +119,9 @@ def _log_wandb(run: Any, record: Mapping[str, Any], place: Path) -> None:
     }
     if steps:
         columns: list[str | int] = ["channels_pruned", "layer", "number", "pruned", *CURVE]
-        shown["pruning"] = wandb.Table(columns, [[step[column] for column in columns] for step in steps])
+        shown["pruning_steps"] = wandb.Table(
+            columns, [[step[column] for column in columns] for step in steps]
+        )
         lines = [name for name in CURVE if steps[0][name] is not None]
         shown["pruning_curve"] = wandb.plot.line_series(
             [step["channels_pruned"] for step in steps],
