@@ -36,10 +36,13 @@ bench: setup ## Print one line per figure; ONLY=prefix runs a part
 experiments: setup ## Run the commands of all pages in experiments/; hours, and a second call goes on
 	awk '/^```sh$$/ {on = 1; next} /^```$$/ {on = 0} on' experiments/*.md | PATH="$(CURDIR)/$(BIN):$$PATH" sh -ex
 
+figures: setup ## Draw the figures and tables of the runs in RUNS (default: runs) into figures/
+	$(BIN)/python -m finepruning.dashboard.figures $(RUNS)
+
 lock: ## Resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --custom-compile-command "make lock" -q -o requirements.lock
 
 clean: ## Remove the environment and caches; runs and store stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all check bench experiments lock clean
+.PHONY: help setup demo test test-all check bench figures experiments lock clean

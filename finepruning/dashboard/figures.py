@@ -1,49 +1,228 @@
-"""Figures drawn from records: ``python -m finepruning.dashboard.figures RUN ... FILE``."""
+"""Figures and tables for papers: ``python -m finepruning.dashboard.figures RUNS... --output DIR``."""
 
+import argparse
+import re
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+import matplotlib as mpl
 
-from finepruning import record as records
+mpl.use("Agg")  # files only, no window
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from finepruning.dashboard.results import (
+    Row,
+    curve,
+    curves_csv,
+    latex,
+    load,
+    markdown,
+    percent,
+    results_csv,
+    rows,
+)
 
 CLEAN, ATTACK = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion, safe for colour-blind people
+SUCCESS = LinearSegmentedColormap.from_list("success", ["#FFFFFF", "#F6C9A8", "#D55E00", "#6E2C00"])
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "svg.hashsalt": "finepruning",  # equal data give equal files
+}
+LINES = (
+    ("clean_accuracy", "clean accuracy", CLEAN, "-"),
+    ("attack_success_rate", "attack success", ATTACK, "--"),
+)
 
 
-def pruning_curve(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw clean accuracy and attack success against the share of pruned channels, one panel a run."""
-    figure, panels = plt.subplots(1, len(runs), figsize=(4.6 * len(runs), 3.2), sharey=True, squeeze=False)
-    for panel, run in zip(panels[0], runs, strict=True):
-        steps = run["pruning"]
-        share = [step["channels_pruned"] / (len(steps) - 1) for step in steps]
-        stop = sum(step["pruned"] for step in steps) / (len(steps) - 1)
-        accuracy = [100 * step["clean_accuracy"] for step in steps]
-        panel.plot(share, accuracy, color=CLEAN, label="clean accuracy")
-        if steps[0]["attack_success_rate"] is not None:
-            success = [100 * step["attack_success_rate"] for step in steps]
-            panel.plot(share, success, color=ATTACK, linestyle="--", label="attack success")
-        panel.axvline(stop, color="grey", linewidth=1, linestyle=":", label="stop")
-        panel.set(xlabel="share of channels pruned", ylim=(-2, 102), xlim=(0, 1))
-        panel.set_title(f"{run['dataset']}, {run['attack']}, seed {run['seed']}", fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("test images, %")
-    panels[0][-1].legend(frameon=False, fontsize=9)
+def pruning_curves(table: Sequence[Row]) -> Figure:
+    """Draw one dataset's accuracy and attack success against the share of pruned channels, a panel a row.
+
+    Lines are means over the seeds, bands 95 % t-intervals; the dotted line is the mean stop, the grey band
+    its range.
+    """
+    columns = min(3, len(table))
+    height = -(-len(table) // columns)
+    figure, panels = plt.subplots(
+        height,
+        columns,
+        figsize=(2.35 * columns + 0.4, 2.0 * height + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for panel, row in zip(panels.flat, table, strict=False):
+        _draw_curve(panel, row)
+    for panel in panels.flat[len(table) :]:
+        panel.set_visible(False)
+    for place in range(max(0, len(table) - columns), len(table)):  # the lowest panel of each column
+        panels.flat[place].set_xlabel("share of channels pruned, %")
+        panels.flat[place].xaxis.set_tick_params(labelbottom=True)
+    for line in panels:
+        line[0].set_ylabel("test images, %")
+    drawn = {
+        label: handle
+        for panel in panels.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.28 / figure.get_figheight()))
+    figure.legend(drawn.values(), drawn.keys(), loc="upper center", ncols=len(drawn), frameon=False)
+    return figure
+
+
+def _draw_curve(panel: Axes, row: Row) -> None:
+    steps, runs = curve(row.group), row.group.counted
+    last = len(steps) - 1
+    share = [100 * number / last for number in range(last + 1)]
+    for name, label, colour, style in LINES:
+        points = [step[name] for step in steps]
+        known = [(at, point) for at, point in zip(share, points, strict=True) if point is not None]
+        if not known:
+            continue
+        where = [at for at, _ in known]
+        panel.plot(
+            where, [100 * point.mean for _, point in known], style, color=colour, label=label, linewidth=1.3
+        )
+        if len(runs) > 1:
+            low, high = ([100 * getattr(point, end) for _, point in known] for end in ("low", "high"))
+            panel.fill_between(where, low, high, color=colour, alpha=0.18, linewidth=0)
+    stops = [100 * sum(step["pruned"] for step in run["pruning"]) / last for run in runs]
+    panel.axvspan(min(stops), max(stops), color="black", alpha=0.08, linewidth=0)
+    panel.axvline(sum(stops) / len(stops), color="black", linewidth=0.9, linestyle=":", label="stop")
+    panel.set(xlim=(0, 100), ylim=(-3, 103), xticks=range(0, 101, 25), yticks=range(0, 101, 25))
+    notes = [f"{len(row.group.runs)} seed{'s' * (len(row.group.runs) > 1)}", *row.notes]
+    panel.set_title("\n".join([row.attack, *textwrap.wrap(f"{row.defense} ({', '.join(notes)})", 34)]))
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def matrix(table: Sequence[Row]) -> Figure:
+    """Draw one dataset's defenses (down) against attacks (across).
+
+    Colour and first number: attack success after the defense; second number: clean accuracy. Where an
+    attack is dead in some seeds the cell is hatched and has no colour.
+    """
+    attacks = list(dict.fromkeys(row.attack for row in table))
+    defenses = list(dict.fromkeys(row.defense for row in table))
+    width, height = 1.25 * len(attacks), 0.5 * len(defenses)
+    figure, panel = plt.subplots(figsize=(width + 2.2, height + 1.5))
+    for row in table:
+        _draw_cell(panel, attacks.index(row.attack), defenses.index(row.defense), row)
+    oracles = {row.defense for row in table if row.group.oracle}
+    panel.set_xticks(range(len(attacks)), [attack.replace(" ", "\n") for attack in attacks])
+    panel.set_yticks(
+        range(len(defenses)), [name + "\n(oracle, unranked)" * (name in oracles) for name in defenses]
+    )
+    panel.set(xlim=(-0.5, len(attacks) - 0.5), ylim=(len(defenses) - 0.5, -0.5))
+    panel.set_title(f"{table[0].dataset}: attack success (bold), clean accuracy, in %", loc="left")
+    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    bar = figure.colorbar(
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 100), SUCCESS), ax=panel, fraction=0.04, pad=0.03
+    )
+    bar.set_label("attack success, %")
+    bar.outline.set_linewidth(0.4)
     figure.tight_layout()
     return figure
 
 
+def _draw_cell(panel: Axes, x: int, y: int, row: Row) -> None:
+    success = row.group.score("defended", "attack_success_rate")
+    clean = row.group.score("defended", "clean_accuracy")
+    plain = success is None or bool(row.group.dead)
+    level = 0.0 if success is None or plain else min(1.0, max(0.0, success.mean))
+    panel.add_patch(
+        Rectangle(
+            (x - 0.5, y - 0.5), 1, 1,
+            facecolor="#F0F0F0" if plain else SUCCESS(level),
+            edgecolor="#B0B0B0" if plain else "white",
+            hatch="////" if row.group.dead else None,
+            linewidth=0.5,
+        )
+    )  # fmt: skip
+    dead = f" ({row.group.dead}/{len(row.group.runs)} dead)" if row.group.dead else ""
+    first = percent(success, nothing="no attack")
+    box = {"facecolor": "#F0F0F0", "edgecolor": "none", "pad": 1} if row.group.dead else None
+    colour = "white" if level > 0.55 else "black"
+    panel.text(
+        x, y - 0.17, first, ha="center", va="center", color=colour, weight="bold", fontsize=7.5, bbox=box
+    )
+    panel.text(
+        x, y + 0.2, percent(clean) + dead, ha="center", va="center", color=colour, fontsize=7, bbox=box
+    )
+
+
+def write_all(table: Sequence[Row], directory: Path) -> list[Path]:
+    """Write every figure as PNG and SVG with its data as CSV, and the tables; return the files.
+
+    Args:
+        table: The rows. At least one.
+        directory: Where to; made if it is missing.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {"results.csv": results_csv(table), "results.md": markdown(table), "results.tex": latex(table)}
+    figures: dict[str, Figure] = {}
+    with mpl.rc_context(STYLE):
+        for dataset in dict.fromkeys(row.dataset for row in table):
+            some = [row for row in table if row.dataset == dataset]
+            stem = re.sub(r"[^\w.-]+", "_", dataset)
+            figures[f"matrix_{stem}"] = matrix(some)
+            texts[f"matrix_{stem}.csv"] = results_csv(some)
+            pruned = _distinct_curves(some)
+            if pruned:
+                figures[f"curves_{stem}"] = pruning_curves(pruned)
+                texts[f"curves_{stem}.csv"] = curves_csv(pruned)
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png", dpi=200)
+            figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
+            plt.close(figure)
+    for name, text in texts.items():
+        (directory / name).write_text(text)
+    return sorted(
+        directory / name
+        for name in [*texts, *(f"{name}.{kind}" for name in figures for kind in ("png", "svg"))]
+    )
+
+
+def _distinct_curves(table: Sequence[Row]) -> list[Row]:
+    """Return the rows with a pruning curve, each curve once: tuning comes after it and does not change it."""
+    found: dict[str, Row] = {}
+    for row in table:
+        if all(run["pruning"] for run in row.group.runs):
+            found.setdefault(str([run["pruning"] for run in row.group.runs]), row)
+    return list(found.values())
+
+
 def main(*arguments: str) -> None:
-    """Draw the pruning curves of some runs' folders into a PNG or SVG file, the last argument."""
-    *folders, file = arguments
-    found = [record for folder in folders if (record := records.read(Path(folder))) is not None]
-    curves = [record for record in found if record.get("pruning")]
-    if not curves:
-        sys.exit(f"No run with a pruning curve among: {', '.join(folders) or 'nothing'}.")
-    pruning_curve(curves).savefig(file, dpi=160)
-    print(file)
+    """Write figures (PNG, SVG), their data (CSV) and tables (Markdown, LaTeX) of finished runs."""
+    parser = argparse.ArgumentParser(prog="python -m finepruning.dashboard.figures", description=main.__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="runs' folders, or folders of them"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("figures"), metavar="DIR", help="default: figures"
+    )
+    options = parser.parse_args(arguments)
+    found, problems = load(options.runs)
+    for problem in problems:
+        print(f"Skipped: {problem}", file=sys.stderr)
+    table = rows(found)
+    if not table:
+        sys.exit(f"No finished run among: {', '.join(map(str, options.runs))}.")
+    for path in write_all(table, options.output):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,11 @@ class Group:
         return sum(bool(run["dead"]) for run in self.runs)
 
     @property
+    def counted(self) -> tuple[Record, ...]:
+        """The runs that are averaged: those whose attack lives; all of them where none does."""
+        return tuple(run for run in self.runs if not run["dead"]) or self.runs
+
+    @property
     def oracle(self) -> bool:
         """Whether a defense used what no defender has."""
         return any(run.get("oracle", False) for run in self.runs)
@@ -94,13 +99,14 @@ class Group:
         return not self.dead and not self.oracle
 
     def score(self, network: str, name: str) -> Spread | None:
-        """Return a score over the seeds, such as ``("defended", "clean_accuracy")``; None if unknown."""
-        return spread(run["scores"].get(network, {}).get(name) for run in self.runs)
+        """Return a score over the counted runs, such as ``"defended", "clean_accuracy"``; None if unknown."""
+        return spread(run["scores"].get(network, {}).get(name) for run in self.counted)
 
     def drop(self, name: str) -> Spread | None:
         """Return how much the defense took off a score, each seed compared with itself."""
         pairs = [
-            (run["scores"]["suspect"][name], run["scores"].get("defended", {}).get(name)) for run in self.runs
+            (run["scores"]["suspect"][name], run["scores"].get("defended", {}).get(name))
+            for run in self.counted
         ]
         return spread(before - after for before, after in pairs if before is not None and after is not None)
 

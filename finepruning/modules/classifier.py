@@ -63,7 +63,7 @@ class Classifier(LightningModule):
             raise ValueError(f"optimizer={optimizer!r} is unknown; choose sgd or adamw.")
         if schedule not in ("one_cycle", "cosine", "constant"):
             raise ValueError(f"schedule={schedule!r} is unknown; choose one_cycle, cosine or constant.")
-        self.save_hyperparameters(ignore=["network"])
+        self.save_hyperparameters(ignore=["network"], logger=False)  # the run logs its whole configuration
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         self.clean_accuracy = CleanAccuracy()
         self._epoch_loss = torch.zeros(())

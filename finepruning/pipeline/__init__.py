@@ -92,7 +92,7 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     """Run the stages and write the record, a failed one if training diverges."""
     from finepruning.modules import DivergedError
     from finepruning.pipeline.build import build_parts
-    from finepruning.pipeline.loggers import run_loggers
+    from finepruning.pipeline.loggers import log_record, run_loggers
     from finepruning.pipeline.processes import together
     from finepruning.pipeline.stages import Run
 
@@ -116,13 +116,19 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
             team.share(True)  # there is work
             with run_loggers(config, place, about) as loggers:
                 outcome = Run(config, parts, place, loggers, team).outcome()
+                record = _write(place, about | outcome, start)
+                log_record(loggers, record, place)
     except DivergedError as error:
-        outcome = {"status": "failed", "error": str(error), "seconds": {}}
-    outcome["seconds"]["run"] = time.perf_counter() - start
-    record = {**about, **outcome, "peak_memory_mb": records.peak_memory_mb()}
+        _write(place, {**about, "status": "failed", "error": str(error), "seconds": {}}, start)
+        raise Refused(f"{error} The record is marked failed: {place / records.FILE}") from error
+    return record
+
+
+def _write(place: Path, record: dict[str, Any], start: float) -> dict[str, Any]:
+    """Write and return the record of a run that began at ``start``."""
+    record["seconds"]["run"] = time.perf_counter() - start
+    record["peak_memory_mb"] = records.peak_memory_mb()
     records.write(place, record)
-    if record["status"] == "failed":
-        raise Refused(f"{record['error']} The record is marked failed: {place / records.FILE}")
     return record
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite", "sweep")  # where, not what
+PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite", "sweep", "views")  # change no number
 
 
 def choices_hash(config: DictConfig) -> str:

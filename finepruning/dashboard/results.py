@@ -1,0 +1,240 @@
+"""Records taken together over seeds, as rows, and the rows as CSV, Markdown and LaTeX. No torch, no plots."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finepruning import record as records
+from finepruning.dashboard.seeds import Group, Spread, group_by_seed, setting, spread
+
+SCORES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+CURVE = ("validation_accuracy", *SCORES)
+TITLES = ("clean accuracy", "attack success", "robust accuracy")
+NUMBERS = [f"{title} ({when})" for title in TITLES for when in ("before", "after")]
+HEADER = ("dataset", "attack", "defense", "seeds", *NUMBERS, "note")
+CAPTION = (
+    "Percent of test images, mean and 95 % t-interval over the seeds, before and after the defense. Bold: "
+    "the highest robust accuracy among defenses that may be compared. Dead attacks (success under 50 %) and "
+    "oracles (which use what no defender has) are not ranked; seeds with a dead attack are not averaged with "
+    "others."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting over its seeds: the names that tell it from the others, and its runs."""
+
+    dataset: str
+    attack: str
+    defense: str
+    group: Group
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        group = self.group
+        return [
+            *([f"attack dead in {group.dead} of {len(group.runs)} seeds"] if group.dead else []),
+            *(["oracle"] if group.oracle else []),
+            *(["untargeted"] if group.runs[0]["scores"]["suspect"].get("untargeted", False) else []),
+        ]
+
+
+def load(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of runs' folders, or of folders of such; and a sentence for each that is damaged."""
+    found, problems = [], []
+    for folder in folders:
+        for path in sorted(folder.rglob(records.FILE)):
+            try:
+                record = records.read(path.parent)
+                if record is not None:
+                    found.append(record)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    return found, problems
+
+
+def rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row for each setting, by dataset and attack; what differs otherwise is added to the names."""
+    groups = group_by_seed(runs)
+    named: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        named.setdefault(tuple(group.runs[0][key] for key in ("dataset", "attack", "defense")), []).append(
+            group
+        )
+    found = []
+    for (dataset, attack, defense), alike in named.items():
+        for group, differences in zip(alike, _differences(alike), strict=True):
+            parts: dict[str, list[str]] = {"attack": [], "defense": []}
+            for key, value in differences.items():
+                room, _, name = key.rpartition(".")
+                parts["attack" if room.startswith("attack") else "defense"].append(f"{name}={value}")
+            found.append(
+                Row(
+                    dataset,
+                    " ".join([attack, *parts["attack"]]),
+                    " ".join([defense, *parts["defense"]]),
+                    group,
+                )
+            )
+    return sorted(found, key=_order)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    return row.dataset, row.attack != "none", row.attack, row.defense != "none", row.defense
+
+
+def winners(table: Sequence[Row]) -> set[int]:
+    """Return the places of the rows with the highest robust accuracy of their dataset and attack.
+
+    Neither dead attacks nor oracles, nor runs without a defense, take part.
+    """
+    best: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    for place, row in enumerate(table):
+        robust = row.group.score("defended", "robust_accuracy")
+        if robust is not None and row.group.ranked and row.defense != "none":
+            best.setdefault((row.dataset, row.attack), []).append((robust.mean, place))
+    return {place for found in best.values() for mean, place in found if mean == max(found)[0]}
+
+
+def results_csv(table: Sequence[Row]) -> str:
+    """Return the rows with every number as a fraction: mean, ends of the interval, range."""
+    lines = []
+    for row in table:
+        group = row.group
+        line: dict[str, Any] = {"dataset": row.dataset, "attack": row.attack, "defense": row.defense}
+        line |= {"seeds": " ".join(map(str, group.seeds)), "dead": group.dead, "oracle": group.oracle}
+        for network in ("suspect", "defended"):
+            for name in SCORES:
+                line |= _columns(f"{network}_{name}", group.score(network, name))
+        line |= _columns("clean_accuracy_drop", group.drop("clean_accuracy"))
+        lines.append(line | _columns("attack_reduction", group.drop("attack_success_rate")))
+    return _csv(lines)
+
+
+def curves_csv(table: Sequence[Row]) -> str:
+    """Return the pruning curves, a line for each step of each row."""
+    lines = []
+    for row in table:
+        for number, step in enumerate(curve(row.group)):
+            line: dict[str, Any] = {"dataset": row.dataset, "attack": row.attack, "defense": row.defense}
+            line |= {"seeds": " ".join(map(str, row.group.seeds)), "channels_pruned": number}
+            for name, values in step.items():
+                line |= _columns(name, values)
+            lines.append(line)
+    return _csv(lines)
+
+
+def curve(group: Group) -> list[dict[str, Spread | None]]:
+    """Return each step of a pruning curve over the seeds; empty without pruning."""
+    steps = zip(*(run["pruning"] for run in group.counted), strict=False)
+    return [{name: spread(point[name] for point in step) for name in CURVE} for step in steps]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table with its caption."""
+    lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * 3}{'---:|' * 7}---|"]
+    best = winners(table)
+    for place, row in enumerate(table):
+        cells = _cells(row, "{mean} ± {half}", "**{}**" if place in best else "{}")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", CAPTION, ""])
+
+
+def latex(table: Sequence[Row]) -> str:
+    """Return the rows as a LaTeX table, for the packages booktabs and graphicx."""
+    lines = [
+        r"% \usepackage{booktabs,graphicx}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_escape(CAPTION)}}}",
+        r"\resizebox{\linewidth}{!}{%",
+        r"\begin{tabular}{lllrrrrrrrl}",
+        r"\toprule",
+        r" & & & & \multicolumn{2}{c}{clean accuracy} & \multicolumn{2}{c}{attack success} & "
+        r"\multicolumn{2}{c}{robust accuracy} & \\",
+        r"\cmidrule(lr){5-6}\cmidrule(lr){7-8}\cmidrule(lr){9-10}",
+        "dataset & attack & defense & seeds" + 3 * " & before & after" + r" & note \\",
+    ]
+    best, last = winners(table), None
+    for place, row in enumerate(table):
+        if (row.dataset, row.attack) != last:
+            lines.append(r"\midrule")
+        last = (row.dataset, row.attack)
+        names, numbers, note = _split(
+            _cells(row, r"${mean} \pm {half}$", r"\textbf{{{}}}" if place in best else "{}")
+        )
+        lines.append(" & ".join([*map(_escape, names), *numbers, _escape(note)]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
+
+
+def percent(values: Spread | None, pattern: str = "{mean} ± {half}", nothing: str = "-") -> str:
+    """Return mean and interval in percent; the mean alone where one seed has no interval."""
+    if values is None:
+        return nothing
+    mean = f"{100 * values.mean:.1f}"
+    return (
+        mean
+        if values.half is None
+        else pattern.replace("{mean}", mean).replace("{half}", f"{100 * values.half:.1f}")
+    )
+
+
+def _cells(row: Row, pattern: str, best: str) -> list[str]:
+    names = [row.dataset, row.attack, row.defense, str(len(row.group.runs))]
+    numbers = [
+        percent(row.group.score(network, name), pattern)
+        for name in SCORES
+        for network in ("suspect", "defended")
+    ]
+    return [*names, *numbers[:-1], best.format(numbers[-1]), "; ".join(row.notes)]
+
+
+def _split(cells: list[str]) -> tuple[list[str], list[str], str]:
+    return cells[:4], cells[4:-1], cells[-1]
+
+
+def _columns(name: str, values: Spread | None) -> dict[str, Any]:
+    if values is None:
+        return dict.fromkeys((f"{name}_{part}" for part in ("mean", "low", "high", "least", "most")), "")
+    ends = {"low": values.low, "high": values.high} if values.half is not None else {"low": "", "high": ""}
+    parts = {"mean": values.mean, **ends, "least": values.least, "most": values.most}
+    return {f"{name}_{part}": value for part, value in parts.items()}
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _escape(text: str) -> str:
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return what each group's setting has that is not common to all of them."""
+    settings = []
+    for group in groups:
+        choices, config = json.loads(setting(group.runs[0]))
+        settings.append({"model": choices["model"]} | _flat(config))
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    return [{key: each[key] for key in differing if each.get(key) is not None} for each in settings]
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {path: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{path}.{key}" if path else str(key))
+    return found
