@@ -214,7 +214,7 @@ def test_onnx_without_its_packages_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs onnx and onnxscript\. Install .*suspect\.onnx=false"):
+    with pytest.raises(ValueError, match=r"needs onnx and onnxscript\. Install .*export\.onnx=false"):
         write_onnx(pruned_network(), tmp_path / "network.onnx", (1, 16, 16))
 
 

@@ -13,14 +13,14 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from finepruning.attacks import Transfer
-from finepruning.callbacks import PruneChannels
-from finepruning.pipeline.build import Defense, Parts, Source
+from finepruning.pipeline.analysis import analyse_layers, score_curve
+from finepruning.pipeline.exports import write_exports, write_repair
+from finepruning.pipeline.parts import Defense, Parts, Source
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
-from finepruning.pruning import Channel, GoodNet
-from finepruning.referee import Scores, Triggering, score, score_steps
+from finepruning.referee import Scores, score, score_detector, trigger_change_order
 from finepruning.store import Stage, Store
-from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
+from finepruning.suspect import agreement
 
 log = logging.getLogger(__name__)
 
@@ -41,23 +41,23 @@ class Run:
         stages = maker.make()
         network = stages["suspect"].load_into(self.parts.network)
         start = time.perf_counter()
-        scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
+        scores = {"suspect": self._score(network)}
         if self.parts.source is not None:
             scores["source"] = self._score_source(self.parts.source, stages["source"])
-        steps: list[dict[str, Any]] = []
-        repair: dict[str, Any] = {}
-        if self.parts.defense is not None:
-            made_by = maker.made_by | {"defense": self._plain["defense"]}
-            defense = self.parts.defense
-            stages["suspect"].load_into(defense.module.network)
-            stages["defended"] = store.stage(
-                "defended", made_by, lambda directory: self._defend(defense, directory)
+        referee = (self.parts.test, self.parts.scored_attack, self._device)
+        found: dict[str, Any] = {"oracle": False, "pruning": []}
+        if self.config.get("analysis"):
+            found["layers"] = analyse_layers(
+                network, self.parts.validation, *referee, **self._plain["analysis"]
             )
-            stages["suspect"].load_into(defense.module.network)
-            steps = self._score_curve(defense, stages["defended"])
-            defended = stages["defended"].load_into(defense.module.network)
-            scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
-            repair = self._write_repair(network, defended, scores)
+        if self.parts.defense is not None:
+            stages["suspect"].load_into(self.parts.defense.module.network)
+            stages["defended"] = self._defend(self.parts.defense, store, maker.made_by, found)
+            unpruned = stages["suspect"].load_into(self.parts.defense.module.network)
+            found["pruning"] = score_curve(unpruned, stages["defended"].about["result"], *referee)
+            defended = stages["defended"].load_into(unpruned)
+            scores["defended"] = self._score(defended)
+            found |= self._export(network, defended, scores)
         self._log(scores)
         scoring = time.perf_counter() - start
         if "defended" in stages and not stages["defended"].reused:
@@ -66,21 +66,42 @@ class Run:
         return {
             "status": "finished",
             "scores": {
-                name: found.to_record() for name, found in ({"defended": scores["suspect"]} | scores).items()
+                name: each.to_record() for name, each in ({"defended": scores["suspect"]} | scores).items()
             },
-            **repair,
             "dead": scores["suspect"].dead,
-            "pruning": steps,
+            **found,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds | {"referee": scoring},
         }
 
-    def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:
-        """Prune and tune the suspect on the defender's clean images; return the curve as plain values."""
-        log.info("Defending it ...")
-        self._fit(defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs)
-        return next((c.state_dict() for c in defense.callbacks if isinstance(c, PruneChannels)), {})
+    def _defend(
+        self, defense: Defense, store: Store, made_by: Mapping[str, Any], found: dict[str, Any]
+    ) -> Stage:
+        """Prune and tune the suspect on the defender's clean images; keep the curve as plain values.
+
+        An oracle's order is the referee's, and part of what made the stage.
+        """
+        pruning, attack = defense.pruning, self.parts.scored_attack
+        made_by = {**made_by, "defense": self._plain["defense"]}
+        if pruning is not None and pruning.oracle and attack is not None:
+            pruning.given = trigger_change_order(
+                defense.module.network, defense.layers, self.parts.test, attack, pruning.joint, self._device
+            )
+            made_by["order"] = [list(channel) for channel in pruning.given]
+            found["oracle"] = True
+
+        def make(directory: Path) -> Mapping[str, Any]:
+            log.info("Defending it ...")
+            self._fit(
+                defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs
+            )
+            return pruning.state_dict() if pruning is not None else {}
+
+        return store.stage("defended", made_by, make)
+
+    def _score(self, network: nn.Module) -> Scores:
+        return score(network, self.parts.test, self.parts.scored_attack, self._device)
 
     def _score_source(self, source: Source, stage: Stage) -> Scores:
         """Score the network that is transferred, on the source's own test set, before it is strengthened."""
@@ -88,46 +109,24 @@ class Run:
         network = stage.load_into(source.network)
         return score(network, source.test, self.parts.attack.at_source, self._device)
 
-    def _score_curve(self, defense: Defense, stage: Stage) -> list[dict[str, Any]]:
-        """Return the curve, the referee's scores beside the defender's own; empty without pruning."""
-        curve = stage.about["result"]
-        if not curve:
-            return []
-        order = [Channel(*channel) for channel in curve["order"]]
-        layers = list(dict.fromkeys(channel.layer for channel in order))
-        scores = score_steps(
-            defense.module.network, layers, order, self.parts.test, self._scored_attack, self._device
-        )
-        return [_step(number, curve, order, scores[number]) for number in range(len(scores))]
-
-    def _write_repair(
-        self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]
-    ) -> dict[str, Any]:
-        """Score a stranger's network and the repaired one as a pair, write the latter and its page."""
-        suspect, test = self.parts.suspect, self.parts.test
-        if suspect is None:
+    def _export(self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]) -> dict[str, Any]:
+        """Score what the two networks are together, and write what others can use."""
+        parts, detector = self.parts, None
+        if parts.detector is not None:
+            detector = parts.detector(network, defended)
+            scores["goodnet"] = score_detector(
+                detector, len(parts.packed.classes), parts.test, parts.scored_attack, self._device
+            )
+        options = self._plain["export"]
+        if parts.suspect is None and detector is None and not any(options.values()):
             return {}
-        scores["goodnet"] = score(GoodNet(network, defended), test, self._scored_attack, self._device)
-        alike = agreement(network, defended, test)
         directory = self.place / "repaired"
-        channels = write_repaired(defended, directory)
-        if self.config.suspect.onnx:
-            write_onnx(defended, directory / "network.onnx", test.image_shape)
-        files = sorted(path.name for path in directory.iterdir())
-        page = repair_report(
-            suspect.weights.name,
-            self.config.name,
-            {name: each.to_record() for name, each in scores.items()},
-            channels,
-            alike,
-            files,
-            suspect.warning,
-        )
-        (directory / "REPORT.md").write_text(page)
-        log.info("Repaired network and report: %s", directory)
-        counts = {"hits": alike.hits, "total": alike.total}
-        found = {"agreement": alike.value, "agreement_counts": counts, "channels": channels}
-        return {"repair": found | {"warning": suspect.warning}}
+        export = write_exports(defended, detector, directory, parts.test.image_shape, **options)
+        if parts.suspect is None:
+            return {"export": export}
+        alike = agreement(network, defended, parts.test)
+        repair = write_repair(parts.suspect, self.config.name, scores, alike, export, directory)
+        return {"export": export, "repair": repair}
 
     def _log(self, scores: Mapping[str, Scores]) -> None:
         """Give the loggers the final scores."""
@@ -141,25 +140,9 @@ class Run:
         return functools.partial(fit, self.config, self.place, self.loggers)
 
     @property
-    def _scored_attack(self) -> Triggering | None:
-        suspect = self.parts.suspect
-        return self.parts.attack if suspect is None else suspect.attack
-
-    @property
     def _plain(self) -> dict[str, Any]:
         return OmegaConf.to_container(self.config, resolve=True)  # type: ignore[return-value]
 
     @property
     def _device(self) -> str:
         return "cuda" if self.config.trainer.accelerator == "gpu" else "cpu"
-
-
-def _step(number: int, curve: Mapping[str, Any], order: list[Channel], scores: Scores) -> dict[str, Any]:
-    channel = order[number - 1]._asdict() if number else {"layer": None, "number": None}
-    return {
-        "channels_pruned": number,
-        **channel,
-        "pruned": 0 < number <= curve["channels_pruned"],
-        "validation_accuracy": curve["hits"][number] / curve["total"],
-        **scores.values(),
-    }
