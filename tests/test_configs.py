@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from finepruning.pipeline.build import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
-GROUPS = ("dataset", "model", "attack", "defense", "trainer", "logger")
+GROUPS = ("dataset", "model", "attack", "defense", "detector", "analysis", "trainer", "logger")
 OPTIONS = [
     (path.parent.name, path.stem) for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml")
 ]

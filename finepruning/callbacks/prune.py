@@ -123,7 +123,7 @@ class PruneChannels(Callback):
         """
         if self.oracle and not self.given:
             raise ValueError(
-                f"order={ORACLE!r} is an oracle's, which a defender cannot rank by. Set defense.order to another."
+                f"order={ORACLE!r} is an oracle's, and no defender can rank by it. Change defense.order."
             )
         if self.oracle:
             return self.given

@@ -6,6 +6,7 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
-from finepruning.pipeline.resolvers import choices_hash
+from finepruning.pipeline.resolvers import choices_hash, file_hashes
 
 __all__ = ["Refused", "run"]
 
@@ -56,23 +57,36 @@ def _claim(place: Path, config: DictConfig) -> dict[str, Any] | None:
     """Take a run's folder; return the record if this very run is finished.
 
     Raises:
-        ValueError: If a run with another configuration has this name.
+        ValueError: If a run with another configuration, or with other files, has this name.
     """
-    mine = choices_hash(config)
+    mine, files = choices_hash(config), file_hashes(config)
     file = place / CONFIG_FILE
     if file.exists() and not config.overwrite:
-        if yaml.safe_load(file.read_text())["choices_hash"] != mine:
+        theirs = yaml.safe_load(file.read_text())
+        if theirs["choices_hash"] != mine:
             raise ValueError(
                 f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
                 "another name, leave it to the default, or set overwrite=true to replace that run."
             )
         record = records.read(place)
         if record is not None and record["status"] == "finished":
+            _check_files(config, theirs.get("files", {}), files)
             return record
     (place / records.FILE).unlink(missing_ok=True)
     plain = OmegaConf.to_container(config, resolve=True)
-    file.write_text(yaml.safe_dump({"choices_hash": mine, "config": plain}, sort_keys=False))
+    about = {"choices_hash": mine, "files": files, "config": plain}
+    file.write_text(yaml.safe_dump(about, sort_keys=False))
     return None
+
+
+def _check_files(config: DictConfig, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise ValueError if a file is another one than the finished run read."""
+    for key, content in now.items():
+        if before.get(key, content) != content:
+            raise ValueError(
+                f"{key}={OmegaConf.select(config, key)} has another content than the run {config.name!r} "
+                "read. Set overwrite=true to replace that run, or choose another name."
+            )
 
 
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run is made of, built and checked before any training."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from finepruning.data import DefenderData, ImageSet, Packed
 from finepruning.modules import Classifier
 from finepruning.referee import Triggering
 from finepruning.suspect import KnownAttack
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,12 @@ class Parts:
         return self.attack if self.suspect is None else self.suspect.attack
 
     def check(self) -> None:
-        """Raise ValueError if parts do not go together."""
+        """Say what has nothing to do; raise ValueError if parts do not go together."""
+        if self.detector is not None and self.defense is None:
+            log.warning(
+                "detector=disagreement compares the suspect with a repaired network, and defense=none repairs "
+                "nothing: this run has no detector."
+            )
         pruning = self.defense.pruning if self.defense else None
         if pruning is not None and pruning.oracle and self.scored_attack is None:
             raise ValueError(

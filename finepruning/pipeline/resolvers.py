@@ -1,4 +1,4 @@
-"""What configurations may ask for with ``${...}``: a run's hash, this CPU's precision, a class further on."""
+"""What configurations may ask for with ``${...}``, and the hashes that tell one run from another."""
 
 import hashlib
 import json
@@ -8,6 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 
 PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite")  # they say where, not what
 
+FILES = (  # keys of what a user brings along
+    *("suspect.weights", "model.file"),
+    *("attack.picture", "attack.mask", "attack.triggered", "attack.clean"),
+)
+
 
 def choices_hash(config: DictConfig) -> str:
     """Return a short hash of everything that was chosen, except where things lie."""
@@ -15,6 +20,32 @@ def choices_hash(config: DictConfig) -> str:
     assert isinstance(plain, dict)  # a configuration's root always is
     chosen = {key: value for key, value in plain.items() if key not in PLACES}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def file_hashes(config: DictConfig) -> dict[str, str]:
+    """Return a short hash of the content of each file that a configuration names, by key.
+
+    A folder counts with the names and contents of all that lies in it; what is not there is left out.
+    """
+    names = {key: name for key in FILES if (name := OmegaConf.select(config, key))}
+    if not names:
+        return {}
+    from finepruning.suspect import find_file  # here, since it loads torch
+
+    hashes = {}
+    for key, name in names.items():
+        try:
+            place = find_file(name, key)
+        except FileNotFoundError:
+            continue  # whoever reads it says so
+        digest = hashlib.sha256()
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            digest.update(str(path.relative_to(place)).encode())
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        hashes[key] = digest.hexdigest()[:16]
+    return hashes
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from finepruning.pruning.graph import CONVOLUTIONS, Tracer, find_makers, keeps_channels
 from finepruning.pruning.masks import find_layer
@@ -93,7 +93,10 @@ def convolution_outputs(network: nn.Module) -> list[str]:
         return convolutions
     finally:
         network.train(training)
-    named = {nodes[0]: name for name, nodes in tracer.outputs.items() if len(nodes) == 1}
+    named: dict[fx.Node, str] = {}
+    for name, nodes in tracer.outputs.items():  # a layer comes before the container that it ends
+        if len(nodes) == 1:
+            named.setdefault(nodes[0], name)
     found: dict[str, None] = {}
     for convolution in convolutions:
         nodes = tracer.outputs.get(convolution, [])
