@@ -68,6 +68,20 @@ def robust_hits(predictions: Tensor, labels: Tensor, attacker_labels: Tensor) ->
     return ((predictions == labels) & eligible).sum(-1), eligible.sum()
 
 
+def rejected_hits(predictions: Tensor, extra_class: int, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Count images that a detector puts into its extra class, "triggered".
+
+    Args:
+        predictions: (..., B) predicted classes; leading dimensions are counted apart.
+        extra_class: The class that says "triggered".
+        counted: (B,) which images count.
+
+    Returns:
+        Hits, shape (...), and the number of images that count, a scalar.
+    """
+    return ((predictions == extra_class) & counted).sum(-1), counted.sum()
+
+
 def untargeted_drop(clean_accuracy: float, backdoor_accuracy: float) -> float:
     """Return the untargeted attack's success, 1 - A_backdoor / A_clean (Fine-Pruning, section 3.3)."""
     return 1.0 - backdoor_accuracy / clean_accuracy if clean_accuracy else float("nan")

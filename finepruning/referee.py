@@ -1,19 +1,21 @@
 """The referee: the only room that sees test images, clean and triggered. What it measures decides nothing."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from finepruning.data import ImageSet
-from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, robust_hits
-from finepruning.pruning import Channel, cut_at, step_predictions
+from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, rejected_hits, robust_hits
+from finepruning.pruning import Channel, activation_change, cut_at, prune_order, step_predictions
 
 DEAD_BELOW = 0.5
 BATCH_SIZE = 256
+NO_CLASS = -2  # never predicted
 
 
 class Triggering(Protocol):
@@ -78,6 +80,18 @@ class Scores:
         return dict(vars(self))
 
 
+@dataclass(frozen=True)
+class DetectorScores(Scores):
+    """A network that may also answer "triggered": which share of its inputs it rejects in that way.
+
+    A rejected clean image is an error; a rejected triggered one is no success of the attack. The triggered
+    images that count are those of attack success.
+    """
+
+    clean_rejected: Rate | None = None
+    triggered_rejected: Rate | None = None
+
+
 def score(
     network: nn.Module, test: ImageSet, attack: Triggering | None, device: torch.device | str = "cpu"
 ) -> Scores:
@@ -108,23 +122,99 @@ def score_steps(
     def predict(images: Tensor) -> Tensor:
         return network(images).argmax(-1)[None] if cut is None else step_predictions(cut, images, order)
 
-    clean = _Tally()
-    for images, labels in test.batches(BATCH_SIZE, device):
-        clean.add(clean_hits(predict(images), labels))
+    rates = _count(predict, test, attack, device)
+    clean = rates["clean_accuracy"]
     if attack is None:
-        return [Scores(rate) for rate in clean.rates()]
-    success, robust = _Tally(), _Tally()
-    attacker_labels = attack.wanted(test).to(device).split(BATCH_SIZE)
-    batches = attack.stamp(test).batches(BATCH_SIZE, device)
-    for (images, labels), wanted in zip(batches, attacker_labels, strict=True):
-        predictions = predict(images)
-        success.add(attack_hits(predictions, labels, wanted))
-        robust.add(robust_hits(predictions, labels, wanted))
+        return [Scores(rate) for rate in clean]
     untargeted = attack.untargeted
     return [
         Scores(accuracy, Drop(accuracy, kept) if untargeted else won, kept)
-        for accuracy, won, kept in zip(clean.rates(), success.rates(), robust.rates(), strict=True)
+        for accuracy, won, kept in zip(
+            clean, rates["attack_success_rate"], rates["robust_accuracy"], strict=True
+        )
     ]
+
+
+@torch.no_grad()
+def score_detector(
+    detector: nn.Module,
+    num_classes: int,
+    test: ImageSet,
+    attack: Triggering | None,
+    device: torch.device | str = "cpu",
+) -> DetectorScores:
+    """Score a network with one class more than the data: "triggered".
+
+    An untargeted attack succeeds where accuracy is lost and the image is not rejected.
+
+    Args:
+        detector: Images (B, C, H, W) in [0, 1] -> logits (B, K + 1); left in evaluation mode.
+        num_classes: Classes of the data, K.
+        test: The data set's own test images.
+        attack: The attack, or None.
+        device: Where to compute.
+    """
+    detector.to(device).eval()
+    counted = _count(lambda images: detector(images).argmax(-1)[None], test, attack, device, num_classes)
+    rates = {name: rate for name, (rate,) in counted.items()}
+    if attack is None:
+        return DetectorScores(rates["clean_accuracy"], clean_rejected=rates["clean_rejected"])
+    success: Rate | Drop = rates["attack_success_rate"]
+    if attack.untargeted:
+        kept, rejected = rates["robust_accuracy"], rates["triggered_rejected"]
+        success = Drop(rates["clean_accuracy"], Rate(kept.hits + rejected.hits, kept.total))
+    return DetectorScores(**rates | {"attack_success_rate": success})  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def trigger_change_order(
+    network: nn.Module,
+    layers: Sequence[str],
+    test: ImageSet,
+    attack: Triggering,
+    joint: Literal["each", "common"] = "each",
+    device: torch.device | str = "cpu",
+) -> list[Channel]:
+    """Return all channels, first those that the trigger raises most: an oracle's order, for analysis.
+
+    Args:
+        network: The suspect; left in evaluation mode.
+        layers: Names of the layers.
+        test: The data set's own test images.
+        attack: The attack.
+        joint: How several layers share the order: see ``prune_order``.
+        device: Where to compute.
+    """
+    network.to(device).eval()
+    clean, triggered = (
+        (images for images, _ in images.batches(BATCH_SIZE, device)) for images in (test, attack.stamp(test))
+    )
+    change = activation_change(network, layers, clean, triggered)
+    return prune_order(change, descending=True, joint=joint)
+
+
+def _count(
+    predict: Callable[[Tensor], Tensor],
+    test: ImageSet,
+    attack: Triggering | None,
+    device: torch.device | str,
+    extra_class: int = NO_CLASS,
+) -> dict[str, list[Rate]]:
+    """Return every rate of each step; ``predict`` gives predictions (steps, B) for images (B, C, H, W)."""
+    tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
+    for images, labels in test.batches(BATCH_SIZE, device):
+        predictions = predict(images)
+        tallies["clean_accuracy"].add(clean_hits(predictions, labels))
+        tallies["clean_rejected"].add(rejected_hits(predictions, extra_class, torch.ones_like(labels).bool()))
+    if attack is not None:
+        attacker_labels = attack.wanted(test).to(device).split(BATCH_SIZE)
+        batches = attack.stamp(test).batches(BATCH_SIZE, device)
+        for (images, labels), wanted in zip(batches, attacker_labels, strict=True):
+            predictions = predict(images)
+            tallies["attack_success_rate"].add(attack_hits(predictions, labels, wanted))
+            tallies["robust_accuracy"].add(robust_hits(predictions, labels, wanted))
+            tallies["triggered_rejected"].add(rejected_hits(predictions, extra_class, labels != wanted))
+    return {name: tally.rates() for name, tally in tallies.items()}
 
 
 class _Tally:

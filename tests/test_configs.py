@@ -13,7 +13,18 @@ from finepruning import launcher
 from finepruning.pipeline.build import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
-GROUPS = ("dataset", "model", "attack", "defense", "trainer", "logger", "sweep")
+GROUPS = (
+    "dataset",
+    "model",
+    "attack",
+    "defense",
+    "detector",
+    "analysis",
+    "case",
+    "trainer",
+    "logger",
+    "sweep",
+)
 PLUGIN_GROUPS = ("launcher", "sweeper")  # of Hydra
 OPTIONS = [
     (path.parent.name, path.stem) for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml")

@@ -240,7 +240,7 @@ def test_the_validation_curve_counts_every_batch_and_keeps_the_mode() -> None:
 def test_each_layer_alone_has_a_curve_of_its_own() -> None:
     network = trained_a_little(plain(), IMAGES)
     batches = [(IMAGES, torch.arange(40) % 7)]
-    curves = prune_alone(network, ["2", "5"], batches)
+    curves = prune_alone(network, ["2", "5"], lambda: iter(batches))
     assert list(curves) == ["2", "5"]
     order = prune_order(mean_activations(network, ["2"], [IMAGES]))
     assert curves["2"] == validation_curve(network, ["2"], order, batches)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,10 +20,8 @@ from finepruning.pruning import add_mask, set_pruned
 from finepruning.referee import score
 from finepruning.store import load_weights
 from finepruning.suspect import (
-    PythonFile,
     TriggeredFiles,
     agreement,
-    known_attack,
     load_suspect,
     normalisation,
     scale_warning,
@@ -33,7 +29,6 @@ from finepruning.suspect import (
     write_onnx,
     write_repaired,
 )
-from finepruning.suspect.known import PictureTrigger
 from tests.conftest import run_here
 
 RunHere = Callable[..., dict[str, Any]]
@@ -214,7 +209,7 @@ def test_onnx_without_its_packages_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs onnx and onnxscript\. Install .*suspect\.onnx=false"):
+    with pytest.raises(ValueError, match=r"needs onnx and onnxscript\. Install .*export\.onnx=false"):
         write_onnx(pruned_network(), tmp_path / "network.onnx", (1, 16, 16))
 
 
@@ -226,166 +221,6 @@ def test_agreement_counts_equal_answers() -> None:
     with torch.no_grad():
         alike = [bool(network(x).argmax(-1) == other(x).argmax(-1)) for x, _ in images.batches(1)]
     assert agreement(network, other, images) == (sum(alike), 30)
-
-
-PROGRAM = """
-from torch import nn
-class Net(nn.Sequential):
-    pruned_layer = "1"
-    def __init__(self, classes=10):
-        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes))
-def dead(): raise RuntimeError("no such luck")
-def wordy(): return "a network"
-"""
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    (tmp_path / "nets.py").write_text(PROGRAM)
-    return tmp_path / "nets.py"
-
-
-def test_a_python_file_gives_a_network(program: Path, tmp_path: Path) -> None:
-    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
-    assert network.pruned_layer == "model.1"
-    assert logits(network).shape == (6, 10)
-    bare = network.get_submodule("model")
-    torch.save({"net": bare.state_dict()}, tmp_path / "weights.pth")
-    other = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
-    assert torch.equal(
-        logits(load_suspect(other, tmp_path / "weights.pth", (1, 16, 16), 10)), logits(network)
-    )
-
-
-@pytest.mark.parametrize("allowed", [False, None, "no", 1])
-def test_a_python_file_does_not_run_unless_allowed(allowed: Any, tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
-    with pytest.raises(ValueError, match=r"is a program, and reading it runs it.*model\.run_code=true"):
-        PythonFile(**FACTS, file=str(tmp_path / "nets.py"), call="Net", run_code=allowed)
-    assert not (tmp_path / "trace").exists()
-
-
-@pytest.mark.parametrize(
-    ("call", "options", "sentence"),
-    [
-        ("Net", {"classes": 7}, r"\[2, 7\]; \[2, 10\] is needed"),
-        ("Net", {"people": 7}, r"TypeError.*model\.options"),
-        ("Other", {}, r"AttributeError.*model\.call"),
-        ("dead", {}, r"RuntimeError: no such luck"),
-        ("wordy", {}, r"gives a str, not a torch\.nn\.Module"),
-    ],
-)
-def test_a_python_file_without_a_fitting_network_is_refused(
-    call: str, options: dict[str, Any], sentence: str, program: Path
-) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        PythonFile(**FACTS, file=str(program), call=call, options=options, run_code=True)
-
-
-def test_a_network_that_names_no_layer_asks_for_one(program: Path) -> None:
-    program.write_text(PROGRAM.replace('pruned_layer = "1"', "pass"))
-    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
-    with pytest.raises(ValueError, match=r"Set defense\.layers to some of: model\.0, model\.1"):
-        _ = network.pruned_layer
-
-
-def save_image(values: np.ndarray, path: Path) -> str:
-    Image.fromarray(values.astype(np.uint8)).save(path)
-    return str(path)
-
-
-def test_a_picture_covers_what_its_mask_says(tmp_path: Path) -> None:
-    picture = np.zeros((2, 3, 3))
-    picture[..., 0] = 255
-    mask = np.array([[255, 0, 51], [255, 255, 255]])
-    trigger = PictureTrigger(
-        Path(save_image(picture, tmp_path / "picture.png")),
-        Path(save_image(mask, tmp_path / "mask.png")),
-        (4, 5),
-    )
-    images = torch.rand(2, 3, 8, 8)
-    stamped = trigger(images)
-    assert torch.equal(stamped[:, :, 4, 5], torch.tensor([[1.0, 0.0, 0.0]] * 2))
-    assert torch.equal(stamped[:, :, 4, 6], images[:, :, 4, 6])
-    torch.testing.assert_close(stamped[:, 1:, 4, 7], 0.8 * images[:, 1:, 4, 7])
-    stamped[:, :, 4:6, 5:8] = images[:, :, 4:6, 5:8]
-    assert torch.equal(stamped, images)
-
-
-def test_a_transparent_picture_is_scaled_to_grey_images(tmp_path: Path) -> None:
-    picture = np.full((4, 4, 4), 255)
-    picture[:, :2, 3] = 0
-    trigger = PictureTrigger(Path(save_image(picture, tmp_path / "picture.png")))
-    images = torch.zeros(1, 1, 16, 16)
-    stamped = trigger(images)
-    assert torch.equal(stamped[..., :4], images[..., :4])
-    assert torch.equal(stamped[..., -4:], torch.ones(1, 1, 16, 4))
-
-
-def test_a_known_picture_is_scored_against_its_target(tmp_path: Path) -> None:
-    picture = save_image(np.full((2, 2, 3), 255), tmp_path / "picture.png")
-    attack, test = known_attack(3, picture, position=[0, 0]), some_images(40)
-    assert attack is not None
-    attack.check(test, [str(digit) for digit in range(10)])
-    scores = score(pruned_network(), test, attack)
-    assert scores.attack_success_rate is not None
-    assert scores.to_record()["counts"]["attack_success_rate"]["total"] == 36  # type: ignore[index]
-
-
-@pytest.mark.parametrize("layout", ["class folders", "flat"])
-def test_a_folder_of_triggered_images_is_read(layout: str, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        place = tmp_path / "images" / (name if layout == "class folders" else "") / f"{name}.png"
-        save_image(np.full((16, 16), 200), place)
-    attack, test = known_attack(0, triggered=str(tmp_path / "images")), some_images(4, classes=2)
-    assert attack is not None
-    attack.check(test, ["a", "b"])
-    stamped = attack.stamp(test)
-    assert stamped.labels.tolist() == ([0, 1] if layout == "class folders" else [-1, -1])
-    assert (stamped.raw == 200).all()
-    assert attack.wanted(test).tolist() == [0, 0]
-
-
-def test_nothing_known_is_no_attack() -> None:
-    assert known_attack() is None
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"picture": "a", "triggered": "b"}, r"Both attack\.picture and attack\.triggered"),
-        ({"mask": "a"}, r"need attack\.picture"),
-        ({"clean": "a"}, r"attack\.clean needs attack\.triggered"),
-        ({"picture": "a"}, r"needs attack\.target_label"),
-    ],
-)
-def test_what_is_known_must_go_together(given: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        known_attack(**given)
-
-
-def test_missing_files_are_named_with_their_key() -> None:
-    with pytest.raises(FileNotFoundError, match=r"attack\.triggered=nowhere\.h5 is not there"):
-        known_attack(triggered="nowhere.h5")
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"data": np.zeros((2, 1, 9, 9))}, r"attack\.triggered: .*data \[2, 1, 9, 9\] and 2 labels"),
-        ({"label": np.array([0, 10])}, r"labels that are not among the classes 0\.\.9"),
-        ({"data": np.full((2, 1, 16, 16), 300.0)}, r"outside \[0, 255\]"),
-    ],
-)
-def test_triggered_images_that_do_not_fit_are_refused(
-    changes: dict[str, np.ndarray], sentence: str, tmp_path: Path
-) -> None:
-    with h5py.File(tmp_path / "bad.h5", "w") as file:
-        for name, values in ({"data": np.zeros((2, 1, 16, 16)), "label": np.zeros(2)} | changes).items():
-            file[name] = values
-    with pytest.raises(ValueError, match=sentence):
-        TriggeredFiles(tmp_path / "bad.h5").check(some_images(4), [str(digit) for digit in range(10)])
 
 
 @pytest.fixture
@@ -403,7 +238,7 @@ def lab_run(data_root: Path, tmp_path: Path) -> RunHere:
 def test_the_labs_network_is_pruned_scored_and_written(
     lab_run: RunHere, data_root: Path, tmp_path: Path
 ) -> None:
-    record = lab_run("defense=prune", "defense.max_drop=0.1", *LAB_TRIGGER)
+    record = lab_run("defense=prune", "defense.max_drop=0.1", "detector=disagreement", *LAB_TRIGGER)
     scores, found = record["scores"], record["repair"]
     assert scores["suspect"]["counts"]["attack_success_rate"] == {"hits": 50, "total": 50}
     assert scores["suspect"]["clean_accuracy"] >= 0.9
@@ -463,14 +298,20 @@ def test_a_suspect_that_cannot_be_examined_is_refused(
         lab_run("defense=none", *overrides)
 
 
-def test_a_python_file_works_from_the_command_line(program: Path, tmp_path: Path) -> None:
-    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
-    save_file(network.get_submodule("model").state_dict(), tmp_path / "weights.safetensors")
-    places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=none")
-    model = ("model=python_file", f"model.file={program}", "model.call=Net", "dataset.size=16")
-    command = ("attack=suspect", f"suspect.weights={tmp_path / 'weights.safetensors'}", *model, *places)
-    with pytest.raises(Refused, match=r"model\.run_code=true"):
-        run_here(*command)
-    record = run_here(*command, "model.run_code=true", "defense=fineprune", "defense.tuning.max_epochs=1")
-    assert record["status"] == "finished"
-    assert "model.1" in record["repair"]["channels"]
+def test_a_file_that_changed_is_not_taken_for_the_finished_run(
+    lab_run: RunHere, data_root: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    network = lab_network(data_root)
+    save_file(network.state_dict(), weights)
+    first = lab_run("defense=none", f"suspect.weights={weights}")
+    assert lab_run("defense=none", f"suspect.weights={weights}") == first
+    with torch.no_grad():
+        network.get_parameter("output.bias")[3] += 100
+    save_file(network.state_dict(), weights)
+    with pytest.raises(
+        Refused, match=r"suspect\.weights=.* has another content than the run .*overwrite=true"
+    ):
+        lab_run("defense=none", f"suspect.weights={weights}")
+    again = lab_run("defense=none", f"suspect.weights={weights}", "overwrite=true")
+    assert again["scores"]["suspect"]["clean_accuracy"] < first["scores"]["suspect"]["clean_accuracy"]

@@ -4,12 +4,19 @@ from io import StringIO
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from finepruning.dashboard import comparison
 
 
+def printed(table: Table) -> str:
+    screen = StringIO()
+    Console(file=screen, width=200).print(table)
+    return screen.getvalue()
+
+
 def shown(**changes: Any) -> str:
-    scores = {
+    scores: dict[str, Any] = {
         "clean_accuracy": 0.991,
         "attack_success_rate": 0.4,
         "robust_accuracy": 0.5,
@@ -27,9 +34,9 @@ def shown(**changes: Any) -> str:
         "pruning": [{"pruned": number == 1} for number in range(3)],
         "dead": False,
     }
-    screen = StringIO()
-    Console(file=screen, width=200).print(comparison([record | changes]))
-    return screen.getvalue()
+    if "goodnet" in changes:
+        record["scores"]["goodnet"] = scores | changes.pop("goodnet")
+    return printed(comparison([record | changes]))
 
 
 def test_scores_are_shown_in_percent_with_their_interval() -> None:
@@ -51,3 +58,24 @@ def test_a_failed_run_shows_why() -> None:
 
 def test_a_name_with_markup_is_shown_as_it_is() -> None:
     assert "[bold]x[/bold]" in shown(dataset="[bold]x[/bold]")
+
+
+def test_an_oracle_is_badged() -> None:
+    assert "oracle: knows the trigger, not ranked" in shown(oracle=True)
+    assert "oracle" not in shown(oracle=False)
+
+
+def test_a_goodnet_has_a_row_of_its_own_with_what_it_rejects() -> None:
+    intervals = {name: [0.1, 0.3] for name in ("clean_rejected", "triggered_rejected")}
+    scores = {"clean_accuracy": 0.123, "attack_success_rate": 0.045, "clean_rejected": 0.2}
+    rows = shown(
+        goodnet=scores
+        | {
+            "triggered_rejected": 0.25,
+            "intervals": intervals | dict.fromkeys(("clean_accuracy", "attack_success_rate"), [0, 1]),
+        }
+    ).splitlines()
+    row = next(line for line in rows if "+ GoodNet" in line)
+    assert "12.3 [0.0, 100.0]" in row
+    assert "4.5 [0.0, 100.0]" in row
+    assert "20.0 [10.0, 30.0] of clean, 25.0 [10.0, 30.0] of triggered" in " ".join(rows)

@@ -25,6 +25,8 @@ from finepruning.pruning import (
 from finepruning.pruning.masks import mask_of
 
 BATCH_SIZE = 256
+ORACLE = "trigger_change"
+ORDERS = ("activation", "descending", "l1", "random", ORACLE)
 
 
 class PruneChannels(Callback):
@@ -39,7 +41,8 @@ class PruneChannels(Callback):
 
     Args:
         order: Which channels go first: ``"activation"`` (dormant ones), ``"descending"`` (the most active, as
-            the pruning lab's handout has it), ``"l1"`` (smallest weights) or ``"random"`` (a control).
+            the pruning lab's handout has it), ``"l1"`` (smallest weights), ``"random"`` (a control) or
+            ``"trigger_change"``: whoever knows the trigger sets ``given``, since no defender does.
         joint: How several layers share the order: ``"each"`` in turns, ``"common"`` by score.
         order_seed: Seed of the random order.
         max_drop: Largest allowed loss of accuracy on the defender's validation images, in [0, 1].
@@ -52,17 +55,15 @@ class PruneChannels(Callback):
 
     def __init__(
         self,
-        order: Literal["activation", "descending", "l1", "random"] = "activation",
+        order: Literal["activation", "descending", "l1", "random", "trigger_change"] = "activation",
         joint: Literal["each", "common"] = "each",
         order_seed: int = 0,
         max_drop: float | None = None,
         prune_rate: float | None = None,
         prune_count: int | None = None,
     ) -> None:
-        if order not in ("activation", "descending", "l1", "random"):
-            raise ValueError(
-                f"order={order!r} is unknown. Set defense.order to activation, descending, l1 or random."
-            )
+        if order not in ORDERS:
+            raise ValueError(f"order={order!r} is unknown. Set defense.order to one of {', '.join(ORDERS)}.")
         if joint not in ("each", "common"):
             raise ValueError(f"joint={joint!r} is unknown. Set defense.joint to each or common.")
         limits = {"max_drop": max_drop, "prune_rate": prune_rate, "prune_count": prune_count}
@@ -86,8 +87,14 @@ class PruneChannels(Callback):
         self.max_drop = max_drop
         self.prune_rate = prune_rate
         self.prune_count = prune_count
+        self.given: list[Channel] = []
         self.curve: list[PrunePoint] = []
         self.channels_pruned = 0
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the order comes from somebody who knows the trigger."""
+        return self.ranking == ORACLE
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank, walk the curve, stop, and set the masks."""
@@ -111,7 +118,17 @@ class PruneChannels(Callback):
             set_pruned(network, layer, [c.number for c in order[: self.channels_pruned] if c.layer == layer])
 
     def rank(self, network: nn.Module, layers: list[str], batches: Iterable[Tensor]) -> list[Channel]:
-        """Return the order in which the channels of masked layers go."""
+        """Return the order in which the channels of masked layers go.
+
+        Raises:
+            ValueError: If it is an oracle's, and nobody gave it.
+        """
+        if self.oracle and not self.given:
+            raise ValueError(
+                f"order={ORACLE!r} is an oracle's, and no defender can rank by it. Change defense.order."
+            )
+        if self.oracle:
+            return self.given
         if self.ranking == "l1":
             scores = weight_norms(network, layers)
         elif self.ranking == "random":

@@ -33,12 +33,39 @@ def comparison(records: Sequence[Record]) -> Table:
         pruned = sum(step["pruned"] for step in record["pruning"])
         share = f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else ""
         table.add_row(*cells, share, "; ".join(_notes(record)))
+        if "goodnet" in record["scores"]:
+            table.add_row(*_detector_row(record["scores"]["goodnet"]))
+    return table
+
+
+def layers_table(record: Record) -> Table:
+    """Return what each layer alone can spare, and what is left of the backdoor then, in percent."""
+    limit = 100 * record["config"]["analysis"]["max_drop"]
+    table = Table(
+        title=f"{record['name']}: each layer pruned alone, by at most {limit:g} % of validation accuracy",
+        caption="the referee's analysis, with triggered test images: it decides nothing and is not ranked",
+    )
+    table.add_column("layer")
+    for column in ("channels\nprunable", "validation\naccuracy", "clean\naccuracy", "attack\nsuccess"):
+        table.add_column(column, justify="right")
+    suspect = record["scores"]["suspect"]
+    start = [_value(suspect[score]) for score in ("clean_accuracy", "attack_success_rate")]
+    table.add_row("(none)", "", "", *start)
+    for row in record["layers"]:
+        scores = [
+            _value(row[score]) for score in ("validation_accuracy", "clean_accuracy", "attack_success_rate")
+        ]
+        table.add_row(Text(row["layer"]), f"{row['prunable']}/{row['channels']}", *scores)
     return table
 
 
 def show(records: Sequence[Record]) -> None:
     """Print the table, as wide as the terminal; 160 columns where there is none."""
-    Console(width=None if sys.stdout.isatty() else 160).print(comparison(records))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(comparison(records))
+    for record in records:
+        if record.get("layers"):
+            console.print(layers_table(record))
 
 
 def _notes(record: Record) -> list[str]:
@@ -50,10 +77,26 @@ def _notes(record: Record) -> list[str]:
         notes.append("dead attack: not ranked")
     if scores["suspect"].get("untargeted", False):
         notes.append("untargeted: share of accuracy lost")
-    if "goodnet" in scores:
-        clean, success = (scores["goodnet"][name] for name in ("clean_accuracy", "attack_success_rate"))
-        notes.append(f"GoodNet {100 * clean:.1f} / " + ("-" if success is None else f"{100 * success:.1f}"))
+    if record.get("oracle"):
+        notes.append("oracle: knows the trigger, not ranked")
     return notes
+
+
+def _detector_row(scores: Mapping[str, Any]) -> list[Text]:
+    """Return a row below a run's: its suspect and its repaired network as one, which may reject images."""
+    shown = [Text(_percent(scores, name)) for name in ("clean_accuracy", "attack_success_rate")]
+    said = [
+        f"{_percent(scores, f'{kind}_rejected')} of {kind}"
+        for kind in ("clean", "triggered")
+        if scores[f"{kind}_rejected"] is not None
+    ]
+    empty = Text("")
+    note = Text(f"rejects {', '.join(said)}")
+    return [empty, empty, Text("+ GoodNet"), empty, empty, shown[0], empty, shown[1], empty, note]
+
+
+def _value(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _percent(scores: Mapping[str, Any], name: str) -> str:

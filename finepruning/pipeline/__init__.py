@@ -6,6 +6,7 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning.pipeline import devices
-from finepruning.pipeline.resolvers import attack_name, choices_hash
+from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
 
 __all__ = ["Refused", "finished_record", "run"]
 
@@ -66,26 +67,44 @@ def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
     """Return the record in a run's folder if this very run is finished there, and may stay.
 
     Raises:
-        ValueError: If a run with another configuration has this name, or the record is damaged.
+        ValueError: If a run with another configuration, or with other files, has this name, or the record
+            is damaged.
     """
     file = place / CONFIG_FILE
     if config.overwrite or not file.exists():
         return None
-    if yaml.safe_load(file.read_text())["choices_hash"] != choices_hash(config):
+    theirs = yaml.safe_load(file.read_text())
+    if theirs["choices_hash"] != choices_hash(config):
         raise ValueError(
             f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
             "another name, leave it to the default, or set overwrite=true to replace that run."
         )
     record = records.read(place)
-    return record if record is not None and record["status"] == "finished" else None
+    if record is None or record["status"] != "finished":
+        return None
+    _check_files(config, theirs.get("files", {}), file_hashes(config))
+    return record
 
 
 def _claim(place: Path, config: DictConfig) -> None:
     """Take a run's folder for a run that is still to do."""
     (place / records.FILE).unlink(missing_ok=True)
-    plain = OmegaConf.to_container(config, resolve=True)
-    text = yaml.safe_dump({"choices_hash": choices_hash(config), "config": plain}, sort_keys=False)
-    (place / CONFIG_FILE).write_text(text)
+    about = {
+        "choices_hash": choices_hash(config),
+        "files": file_hashes(config),
+        "config": OmegaConf.to_container(config, resolve=True),
+    }
+    (place / CONFIG_FILE).write_text(yaml.safe_dump(about, sort_keys=False))
+
+
+def _check_files(config: DictConfig, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise ValueError if a file is another one than the finished run read."""
+    for key, content in now.items():
+        if before.get(key, content) != content:
+            raise ValueError(
+                f"{key}={OmegaConf.select(config, key)} has another content than the run {config.name!r} "
+                "read. Set overwrite=true to replace that run, or choose another name."
+            )
 
 
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:

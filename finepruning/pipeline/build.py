@@ -2,25 +2,27 @@
 
 import logging
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, seed_everything
+from pytorch_lightning import seed_everything
 from torch import nn
 
 from finepruning.attacks import Attack, PruningAware, Transfer
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
-from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier
+from finepruning.modules import FinePrunedClassifier, PrunedClassifier
+from finepruning.pipeline.analysis import check_analysis
+from finepruning.pipeline.parts import Defense, Parts, Source, Suspect
 from finepruning.suspect import (
     KnownAttack,
     find_file,
     load_suspect,
     network_hash,
     normalisation,
+    require_onnx,
     scale_warning,
     split_defender,
 )
@@ -29,64 +31,6 @@ log = logging.getLogger(__name__)
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
-
-
-@dataclass(frozen=True)
-class Defense:
-    """The defender's module, its data, and the callbacks that act on them."""
-
-    module: Classifier
-    data: DefenderData
-    callbacks: list[Callback]
-    max_epochs: int
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A network that somebody else trained.
-
-    Args:
-        weights: The file.
-        hash: Of its weights, and of the program that defines it, if one does.
-        attack: What is known of the attack.
-        warning: What looks wrong with its input, if anything.
-    """
-
-    weights: Path
-    hash: str
-    attack: KnownAttack | None
-    warning: str | None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the attacker trains a network that is then transferred: other data, with a training of its own.
-
-    ``made_by`` is what decides that network, as plain values.
-    """
-
-    images: ImageSet
-    test: ImageSet
-    network: nn.Module
-    augment: nn.Module | None
-    training: dict[str, Any]
-    max_epochs: int
-    made_by: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a run is made of. ``network`` is the suspect: still untrained, or a stranger's."""
-
-    packed: Packed
-    network: nn.Module
-    attacker: ImageSet
-    test: ImageSet
-    attack: Attack | None
-    defense: Defense | None
-    augment: nn.Module | None
-    suspect: Suspect | None = None
-    source: Source | None = None
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -149,9 +93,18 @@ def build_parts(config: DictConfig) -> Parts:
     _check_gpus(config.trainer)
     torch.set_num_threads(config.trainer.threads)
     _check_decoys(config)
+    if config.export.onnx:
+        require_onnx()
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
-    if config.get("suspect"):
-        return _build_suspect(config, packed)
+    parts = _build_suspect(config, packed) if config.get("suspect") else _build_ours(config, packed)
+    parts.check()
+    if config.get("analysis"):
+        check_analysis(parts.network, **config.analysis)
+    return parts
+
+
+def _build_ours(config: DictConfig, packed: Packed) -> Parts:
+    """Build the parts of a run whose suspect is trained here."""
     roles = split_roles(
         packed.train_labels,
         packed.classes,
@@ -176,9 +129,11 @@ def build_parts(config: DictConfig) -> Parts:
         packed=packed,
         network=network,
         attacker=attacker,
+        validation=train.subset(roles.validation),
         test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
         attack=attack,
         defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        detector=build(config.get("detector")),
         augment=augment,
         source=_build_source(config, attack, train.image_shape) if isinstance(attack, Transfer) else None,
     )
@@ -277,9 +232,11 @@ def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
         packed=packed,
         network=network,
         attacker=train.subset(roles.attacker),
+        validation=train.subset(roles.validation),
         test=test,
         attack=None,
         defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        detector=build(config.get("detector")),
         augment=augment,
         suspect=Suspect(weights, network_hash(network, *programs), attack, warning),
     )
@@ -305,4 +262,4 @@ def _build_defense(
     module = module_class(network, layers, train.image_shape, **options)
     data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed, augment)
     callbacks = [build(callback) for callback in (defense.get("callbacks") or {}).values()]
-    return Defense(module, data, callbacks, max_epochs)
+    return Defense(module, layers, data, callbacks, max_epochs)

@@ -1,4 +1,4 @@
-"""What configurations may ask for with ``${...}``: a run's hash, this CPU's precision, a job's GPUs."""
+"""What configurations may ask for with ``${...}``, and the hashes that tell one run from another."""
 
 import hashlib
 import json
@@ -8,7 +8,21 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-PLACES = ("hydra", "name", "group", "runs_dir", "store_dir", "overwrite", "sweep", "views")  # change no number
+PLACES = (
+    "hydra",
+    "name",
+    "group",
+    "runs_dir",
+    "store_dir",
+    "overwrite",
+    "sweep",
+    "views",
+)  # change no number
+
+FILES = (  # keys of what a user brings along
+    *("suspect.weights", "model.file"),
+    *("attack.picture", "attack.mask", "attack.triggered", "attack.clean"),
+)
 
 
 def choices_hash(config: DictConfig) -> str:
@@ -22,6 +36,32 @@ def choices_hash(config: DictConfig) -> str:
 def attack_name(choices: Mapping[str, str | None]) -> str:
     """Return what an attack is called, with ``pruning_aware_`` before it where decoys were added to it."""
     return ("pruning_aware_" if choices.get("attack/pruning_aware") else "") + str(choices["attack"])
+
+
+def file_hashes(config: DictConfig) -> dict[str, str]:
+    """Return a short hash of the content of each file that a configuration names, by key.
+
+    A folder counts with the names and contents of all that lies in it; what is not there is left out.
+    """
+    names = {key: name for key in FILES if (name := OmegaConf.select(config, key))}
+    if not names:
+        return {}
+    from finepruning.suspect import find_file  # here, since it loads torch
+
+    hashes = {}
+    for key, name in names.items():
+        try:
+            place = find_file(name, key)
+        except FileNotFoundError:
+            continue  # whoever reads it says so
+        digest = hashlib.sha256()
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            digest.update(str(path.relative_to(place)).encode())
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        hashes[key] = digest.hexdigest()[:16]
+    return hashes
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

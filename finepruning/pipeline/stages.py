@@ -13,15 +13,16 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from finepruning.attacks import Transfer
-from finepruning.callbacks import PruneChannels
-from finepruning.pipeline.build import Defense, Parts, Source
+from finepruning.pipeline.analysis import analyse_layers, score_curve
+from finepruning.pipeline.exports import write_exports, write_repair
+from finepruning.pipeline.parts import Defense, Parts, Source
 from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
-from finepruning.pruning import Channel, GoodNet
-from finepruning.referee import Scores, Triggering, score, score_steps
-from finepruning.store import Stage
-from finepruning.suspect import agreement, repair_report, write_onnx, write_repaired
+from finepruning.referee import Scores, score, score_detector, trigger_change_order
+from finepruning.store import Stage, Store
+from finepruning.suspect import agreement
+from finepruning.views import Watch, to_record, watched_layers
 
 log = logging.getLogger(__name__)
 
@@ -41,61 +42,75 @@ class Run:
         store = TeamStore(Path(self.config.store_dir), self.team)
         maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
         stages = maker.make()
-        defense = self.parts.defense
-        if defense is not None:
-            made_by = maker.made_by | {"defense": self._plain["defense"]}
-            stages["suspect"].load_into(defense.module.network)
-            stages["defended"] = store.stage(
-                "defended", made_by, lambda directory: self._defend(defense, directory)
-            )
+        if self.parts.defense is not None:
+            stages["suspect"].load_into(self.parts.defense.module.network)
+            stages["defended"] = self._defend(self.parts.defense, store, maker.made_by)
         return stages
 
     def outcome(self) -> dict[str, Any]:
         """Return what the run found: scores, pruning steps, seconds and the keys of its stages."""
-        stages = self.stages()
+        stages, parts = self.stages(), self.parts
         start = time.perf_counter()
-        network = stages["suspect"].load_into(self.parts.network)
-        scores = {"suspect": score(network, self.parts.test, self._scored_attack, self._device)}
-        if self.parts.source is not None:
-            scores["source"] = self._score_source(self.parts.source, stages["source"])
-        steps: list[dict[str, Any]] = []
-        validation: dict[str, Any] = {}
-        repair: dict[str, Any] = {}
-        if self.parts.defense is not None:
-            defense = self.parts.defense
-            stages["suspect"].load_into(defense.module.network)
-            steps = self._score_curve(defense, stages["defended"])
-            validation["suspect"] = self._validate(defense)
-            defended = stages["defended"].load_into(defense.module.network)
-            validation["defended"] = self._validate(defense)
-            scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
-            repair = self._write_repair(network, defended, scores)
-        self._log(scores)
+        network = stages["suspect"].load_into(parts.network)
+        watches = {"suspect": Watch(network, watched_layers(network, parts.defense), parts.test.labels)}
+        scores = {"suspect": self._score(network, watches["suspect"])}
+        if parts.source is not None:
+            scores["source"] = self._score_source(parts.source, stages["source"])
+        referee = (parts.test, parts.scored_attack, self._device)
+        found: dict[str, Any] = {"oracle": self._is_oracle, "pruning": []}
+        if self.config.get("analysis"):
+            found["layers"] = analyse_layers(network, parts.validation, *referee, **self._plain["analysis"])
+        if parts.defense is not None:
+            unpruned = stages["suspect"].load_into(parts.defense.module.network)
+            found["pruning"] = score_curve(unpruned, stages["defended"].about["result"], *referee)
+            found["validation"] = {"suspect": self._validate(unpruned)}
+            defended = stages["defended"].load_into(unpruned)
+            found["validation"]["defended"] = self._validate(defended)
+            watches["defended"] = Watch(defended, (), parts.test.labels)
+            scores["defended"] = self._score(defended, watches["defended"])
+            found |= self._export(network, defended, scores)
+        if self.config.views:
+            found |= to_record(
+                watches, found["pruning"], network, parts.test, parts.scored_attack, self.place
+            )
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         return {
             "status": "finished",
             "scores": {
-                name: found.to_record() for name, found in ({"defended": scores["suspect"]} | scores).items()
+                name: each.to_record() for name, each in ({"defended": scores["suspect"]} | scores).items()
             },
-            **repair,
             "dead": scores["suspect"].dead,
-            "pruning": steps,
-            "validation": validation,
+            **found,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds | {"referee": time.perf_counter() - start},
         }
 
-    def _defend(self, defense: Defense, directory: Path) -> Mapping[str, Any]:
-        """Prune and tune the suspect on the defender's clean images; return the curve as plain values."""
-        log.info("Defending it ...")
-        self._fit(defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs)
-        return next((c.state_dict() for c in defense.callbacks if isinstance(c, PruneChannels)), {})
+    def _defend(self, defense: Defense, store: Store, made_by: Mapping[str, Any]) -> Stage:
+        """Prune and tune the suspect on the defender's clean images; keep the curve as plain values.
 
-    def _validate(self, defense: Defense) -> dict[str, Any]:
-        """Return what the defender itself can measure of a network: accuracy on its validation images."""
-        found = score(defense.module.network, defense.data.validation[0], None, self._device).clean_accuracy
-        return {"clean_accuracy": found.value, "hits": found.hits, "total": found.total}
+        An oracle's order is the referee's, and part of what made the stage.
+        """
+        pruning, attack = defense.pruning, self.parts.scored_attack
+        made_by = {**made_by, "defense": self._plain["defense"]}
+        if pruning is not None and pruning.oracle and attack is not None:
+            pruning.given = trigger_change_order(
+                defense.module.network, defense.layers, self.parts.test, attack, pruning.joint, self._device
+            )
+            made_by["order"] = [list(channel) for channel in pruning.given]
+
+        def make(directory: Path) -> Mapping[str, Any]:
+            log.info("Defending it ...")
+            self._fit(
+                defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs
+            )
+            return pruning.state_dict() if pruning is not None else {}
+
+        return store.stage("defended", made_by, make)
+
+    def _score(self, network: nn.Module, watch: Watch) -> Scores:
+        with watch:
+            return score(network, self.parts.test, self.parts.scored_attack, self._device)
 
     def _score_source(self, source: Source, stage: Stage) -> Scores:
         """Score the network that is transferred, on the source's own test set, before it is strengthened."""
@@ -103,62 +118,38 @@ class Run:
         network = stage.load_into(source.network)
         return score(network, source.test, self.parts.attack.at_source, self._device)
 
-    def _score_curve(self, defense: Defense, stage: Stage) -> list[dict[str, Any]]:
-        """Return the curve, the referee's scores beside the defender's own; empty without pruning."""
-        curve = stage.about["result"]
-        if not curve:
-            return []
-        order = [Channel(*channel) for channel in curve["order"]]
-        layers = list(dict.fromkeys(channel.layer for channel in order))
-        scores = score_steps(
-            defense.module.network, layers, order, self.parts.test, self._scored_attack, self._device
-        )
-        return [_step(number, curve, order, scores[number]) for number in range(len(scores))]
+    def _validate(self, network: nn.Module) -> dict[str, Any]:
+        """Return what the defender itself can measure of a network: accuracy on its validation images."""
+        found = score(network, self.parts.validation, None, self._device).clean_accuracy
+        return {"clean_accuracy": found.value, "hits": found.hits, "total": found.total}
 
-    def _write_repair(
-        self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]
-    ) -> dict[str, Any]:
-        """Score a stranger's network and the repaired one as a pair, write the latter and its page."""
-        suspect, test = self.parts.suspect, self.parts.test
-        if suspect is None:
+    def _export(self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]) -> dict[str, Any]:
+        """Score what the two networks are together, and write what others can use."""
+        parts, detector = self.parts, None
+        if parts.detector is not None:
+            detector = parts.detector(network, defended)
+            scores["goodnet"] = score_detector(
+                detector, len(parts.packed.classes), parts.test, parts.scored_attack, self._device
+            )
+        options = self._plain["export"]
+        if parts.suspect is None and detector is None and not any(options.values()):
             return {}
-        scores["goodnet"] = score(GoodNet(network, defended), test, self._scored_attack, self._device)
-        alike = agreement(network, defended, test)
         directory = self.place / "repaired"
-        channels = write_repaired(defended, directory)
-        if self.config.suspect.onnx:
-            write_onnx(defended, directory / "network.onnx", test.image_shape)
-        files = sorted(path.name for path in directory.iterdir())
-        page = repair_report(
-            suspect.weights.name,
-            self.config.name,
-            {name: each.to_record() for name, each in scores.items()},
-            channels,
-            alike,
-            files,
-            suspect.warning,
-        )
-        (directory / "REPORT.md").write_text(page)
-        log.info("Repaired network and report: %s", directory)
-        counts = {"hits": alike.hits, "total": alike.total}
-        found = {"agreement": alike.value, "agreement_counts": counts, "channels": channels}
-        return {"repair": found | {"warning": suspect.warning}}
+        export = write_exports(defended, detector, directory, parts.test.image_shape, **options)
+        if parts.suspect is None:
+            return {"export": export}
+        alike = agreement(network, defended, parts.test)
+        repair = write_repair(parts.suspect, self.config.name, scores, alike, export, directory)
+        return {"export": export, "repair": repair}
 
-    def _log(self, scores: Mapping[str, Scores]) -> None:
-        """Give the loggers the final scores."""
-        for logger in self.loggers:
-            for name, network in scores.items():
-                values = {key: value for key, value in network.values().items() if value is not None}
-                logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
+    @property
+    def _is_oracle(self) -> bool:
+        pruning = self.parts.defense.pruning if self.parts.defense else None
+        return pruning is not None and pruning.oracle
 
     @property
     def _fit(self) -> Callable[..., None]:
         return functools.partial(fit, self.config, self.place, self.loggers)
-
-    @property
-    def _scored_attack(self) -> Triggering | None:
-        suspect = self.parts.suspect
-        return self.parts.attack if suspect is None else suspect.attack
 
     @property
     def _plain(self) -> dict[str, Any]:
@@ -167,14 +158,3 @@ class Run:
     @property
     def _device(self) -> str:
         return "cuda" if self.config.trainer.accelerator == "gpu" else "cpu"
-
-
-def _step(number: int, curve: Mapping[str, Any], order: list[Channel], scores: Scores) -> dict[str, Any]:
-    channel = order[number - 1]._asdict() if number else {"layer": None, "number": None}
-    return {
-        "channels_pruned": number,
-        **channel,
-        "pruned": 0 < number <= curve["channels_pruned"],
-        "validation_accuracy": curve["hits"][number] / curve["total"],
-        **scores.values(),
-    }

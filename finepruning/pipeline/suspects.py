@@ -19,7 +19,7 @@ from finepruning.modules import (
     TransferredClassifier,
     take_frozen,
 )
-from finepruning.pipeline.build import Parts, Source
+from finepruning.pipeline.parts import Parts, Source
 from finepruning.pruning import add_mask, channel_count, remove_mask, set_pruned
 from finepruning.store import WEIGHTS, Stage, Store, save_weights
 

@@ -1,5 +1,6 @@
 """Pruning as functions: masks, order, curve, stop rule. Knows no attack, no Lightning, no test data."""
 
+from finepruning.pruning.cost import Cost, cost, speed_up
 from finepruning.pruning.curve import prune_alone, step_predictions, validation_curve
 from finepruning.pruning.cut import Cut, cut_at
 from finepruning.pruning.goodnet import GoodNet
@@ -7,22 +8,26 @@ from finepruning.pruning.masks import add_mask, channel_count, pruned_channels, 
 from finepruning.pruning.ranking import (
     Channel,
     activation_change,
+    convolution_outputs,
     mean_activations,
     prune_order,
     random_scores,
     weight_norms,
 )
-from finepruning.pruning.removal import remove_channels
+from finepruning.pruning.removal import remove_channels, remove_coupled, remove_pruned
 from finepruning.pruning.stop import PrunePoint, count_steps, prune_count, prune_rate, prune_until
 
 __all__ = [
     "Channel",
+    "Cost",
     "Cut",
     "GoodNet",
     "PrunePoint",
     "activation_change",
     "add_mask",
     "channel_count",
+    "convolution_outputs",
+    "cost",
     "count_steps",
     "cut_at",
     "mean_activations",
@@ -34,8 +39,11 @@ __all__ = [
     "pruned_channels",
     "random_scores",
     "remove_channels",
+    "remove_coupled",
     "remove_mask",
+    "remove_pruned",
     "set_pruned",
+    "speed_up",
     "step_predictions",
     "validation_curve",
     "weight_norms",

@@ -7,7 +7,7 @@ are made again in full, so that the curve stays exact.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -228,17 +228,17 @@ def validation_curve(
 
 
 def prune_alone(
-    network: nn.Module, layers: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
+    network: nn.Module, layers: Sequence[str], batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
 ) -> dict[str, list[PrunePoint]]:
     """Return the curve of each layer, pruned alone in ascending activation: which layer can spare what.
 
     Args:
         network: The network; its mode is as before afterwards.
         layers: Names of the layers.
-        batches: Images (B, C, H, W) and labels (B,) of the defender; gone through once for each layer.
+        batches: Gives the images (B, C, H, W) and labels (B,) of the defender, anew for each layer.
     """
-    activations = mean_activations(network, layers, (images for images, _ in batches))
+    activations = mean_activations(network, layers, (images for images, _ in batches()))
     return {
-        layer: validation_curve(network, [layer], prune_order({layer: activations[layer]}), batches)
+        layer: validation_curve(network, [layer], prune_order({layer: activations[layer]}), batches())
         for layer in layers
     }

@@ -41,6 +41,7 @@ def graph_module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     return module
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -75,6 +76,30 @@ def leaves_channels_apart(network: nn.Module, node: fx.Node) -> bool:
     return function in FUNCTIONS or (node.op == "call_method" and node.target in METHODS)
 
 
+def keeps_channels(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether each channel of a node's output comes from one channel: as above, or a BatchNorm."""
+    layer = layer_of(network, node)
+    return leaves_channels_apart(network, node) or (layer is not None and plain_class(layer) in NORMS)
+
+
 def adds(node: fx.Node) -> bool:
     """Return whether a node is the sum of two others, as in a residual block."""
     return node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
+
+
+def find_makers(network: nn.Module, node: fx.Node) -> list[nn.Module]:
+    """Return the convolutions or linear layers that make a node's channels; none if one is out of sight."""
+    found: dict[nn.Module, None] = {}
+    queue, seen = [node], {node}
+    while queue:
+        current = queue.pop()
+        layer = layer_of(network, current)
+        if isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+            found[layer] = None
+        elif adds(current) or keeps_channels(network, current):
+            sources = [source for source in current.all_input_nodes if source not in seen]
+            seen.update(sources)
+            queue += sources
+        else:
+            return []
+    return list(found)

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import NORMS, Tracer, adds, layer_of, leaves_channels_apart
-from finepruning.pruning.masks import find_layer, plain_class
+from finepruning.pruning.graph import CONVOLUTIONS, Tracer, find_makers, keeps_channels
+from finepruning.pruning.masks import find_layer
 
 
 class Channel(NamedTuple):
@@ -75,6 +75,40 @@ def activation_change(
     return {layer: after[layer] - before[layer] for layer in layers}
 
 
+def convolution_outputs(network: nn.Module) -> list[str]:
+    """Return, for each convolution, the layer where its channels are best pruned alone.
+
+    That is the last one behind it that only normalises, cuts off or pools its channels, and runs once in a
+    pass; the convolution itself where the network cannot be traced.
+
+    Args:
+        network: The network; its mode is as before afterwards.
+    """
+    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, CONVOLUTIONS)]
+    training = network.training
+    tracer = Tracer()
+    try:
+        tracer.trace(network.eval())
+    except Exception:  # whatever a stranger's forward raises when it meets symbols
+        return convolutions
+    finally:
+        network.train(training)
+    named: dict[fx.Node, str] = {}
+    for name, nodes in tracer.outputs.items():  # a layer comes before the container that it ends
+        if len(nodes) == 1:
+            named.setdefault(nodes[0], name)
+    found: dict[str, None] = {}
+    for convolution in convolutions:
+        nodes = tracer.outputs.get(convolution, [])
+        if len(nodes) != 1:
+            continue
+        last, node = convolution, nodes[0]
+        while len(node.users) == 1 and keeps_channels(network, node := next(iter(node.users))):
+            last = named.get(node, last)
+        found[last] = None
+    return list(found)
+
+
 def random_scores(channels: Mapping[str, int], seed: int) -> dict[str, Tensor]:
     """Return scores that say nothing: the control that every other order must beat.
 
@@ -126,7 +160,7 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
                 f"Layer {layer!r} runs {len(nodes)} times in a pass; exactly one is needed. Choose "
                 "another in defense.layers."
             )
-        makers = _makers(network, nodes[0])
+        makers = find_makers(network, nodes[0])
         widths = {len(maker.weight) for maker in makers}  # type: ignore[arg-type]
         if len(widths) != 1:
             raise ValueError(
@@ -141,28 +175,6 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
             .cpu()
         )
     return norms
-
-
-def _makers(network: nn.Module, node: fx.Node) -> list[nn.Module]:
-    """Return the convolutions or linear layers that make a node's channels; none if one is out of sight."""
-    found: dict[nn.Module, None] = {}
-    queue, seen = [node], {node}
-    while queue:
-        current = queue.pop()
-        layer = layer_of(network, current)
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
-            found[layer] = None
-        elif (
-            adds(current)
-            or leaves_channels_apart(network, current)
-            or (layer is not None and plain_class(layer) in NORMS)
-        ):
-            sources = [source for source in current.all_input_nodes if source not in seen]
-            seen.update(sources)
-            queue += sources
-        else:
-            return []
-    return list(found)
 
 
 def prune_order(

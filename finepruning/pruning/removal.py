@@ -6,10 +6,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import NORMS, Tracer, adds, layer_of, leaves_channels_apart
-from finepruning.pruning.masks import mask_of, remove_mask
+from finepruning.pruning.graph import (
+    CONVOLUTIONS,
+    NORMS,
+    Tracer,
+    adds,
+    find_makers,
+    layer_of,
+    leaves_channels_apart,
+)
+from finepruning.pruning.masks import mask_of, pruned_channels, remove_mask
 
 TOLERANCE = 1e-5  # of the largest logit, at least of 1
+
+
+def remove_pruned(network: nn.Module, image_shape: Sequence[int]) -> tuple[nn.Module, dict[str, str]]:
+    """Return a smaller copy of a network without any channel that is pruned, as far as that is possible.
+
+    Args:
+        network: A network with masks; it stays as it is.
+        image_shape: (C, H, W) of the images.
+
+    Returns:
+        The copy, and for each layer whose mask has to stay the reason. It is the network itself if all stay.
+    """
+    smaller, refused = network, {}
+    for layer, pruned in pruned_channels(network).items():
+        if not pruned:
+            continue
+        try:
+            smaller = remove_channels(smaller, layer, image_shape)
+        except ValueError as error:
+            try:
+                smaller = remove_coupled(smaller, layer, image_shape)
+            except ValueError:
+                refused[layer] = str(error)
+    return smaller, refused
 
 
 def remove_channels(network: nn.Module, layer: str, image_shape: Sequence[int]) -> nn.Module:
@@ -54,6 +86,40 @@ def remove_channels(network: nn.Module, layer: str, image_shape: Sequence[int]) 
     return smaller.train(network.training)
 
 
+def remove_coupled(network: nn.Module, layer: str, image_shape: Sequence[int]) -> nn.Module:
+    """Do as :func:`remove_channels` with torch-pruning, which can follow coupled groups of channels.
+
+    Args:
+        network: The network; it stays as it is.
+        layer: Name of a masked layer.
+        image_shape: (C, H, W) of the images, to check that the copy gives the same logits.
+
+    Raises:
+        ValueError: If torch-pruning is not installed, or the mask has no physical twin.
+    """
+    try:
+        import torch_pruning  # type: ignore[import-untyped] # an extra
+    except ImportError as error:
+        raise _refusal(layer, 'torch-pruning is missing (pip install "finepruning[structural]")') from error
+    pruned = (mask_of(network, layer) == 0).nonzero().squeeze(1).tolist()
+    smaller = copy.deepcopy(network).eval()
+    remove_mask(smaller, layer)
+    tracer = Tracer()
+    try:
+        tracer.trace(smaller)
+        maker = find_makers(smaller, tracer.outputs[layer][0])[0]
+        image = torch.zeros(1, *image_shape, device=mask_of(network, layer).device)
+        graph = torch_pruning.DependencyGraph().build_dependency(smaller, example_inputs=image)
+        group = graph.get_pruning_group(maker, torch_pruning.prune_conv_out_channels, idxs=pruned)
+        if not graph.check_pruning_group(group):
+            raise _refusal(layer, "a layer would lose its last channel")
+        group.prune()
+    except Exception as error:  # torch-pruning raises anything on what it cannot follow
+        raise _refusal(layer, f"torch-pruning cannot follow them ({error})") from error
+    _check(network, smaller, layer, image_shape)
+    return smaller.train(network.training)
+
+
 def _refusal(layer: str, reason: str) -> ValueError:
     return ValueError(
         f"The pruned channels of {layer!r} cannot be removed: {reason}. Keep the mask: it is saved with the "
@@ -66,7 +132,7 @@ def _upstream(network: nn.Module, node: fx.Node, layer: str) -> list[fx.Node]:
     found: list[fx.Node] = []
     while True:
         module = layer_of(network, node)
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             if getattr(module, "groups", 1) != 1:
                 raise _refusal(layer, f"{node.target}, which makes them, is a grouped convolution")
             return [*found, node]
@@ -88,7 +154,7 @@ def _readers(network: nn.Module, node: fx.Node, layer: str) -> list[fx.Node]:
     while queue:
         user = queue.pop()
         module = layer_of(network, user)
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             if getattr(module, "groups", 1) != 1:
                 raise _refusal(layer, f"{user.target}, which reads them, is a grouped convolution")
             found.append(user)

@@ -5,16 +5,19 @@ UnreadableError.
 """
 
 from finepruning.suspect.fitting import load_suspect, network_hash
-from finepruning.suspect.known import KnownAttack, StampedImages, TriggeredFiles, known_attack
+from finepruning.suspect.known import KnownAttack, known_attack
+from finepruning.suspect.picture import PictureTrigger, StampedImages
 from finepruning.suspect.python_file import PythonFile
-from finepruning.suspect.repaired import agreement, write_onnx, write_repaired
+from finepruning.suspect.repaired import agreement, require_onnx, write_onnx, write_repaired
 from finepruning.suspect.report import repair_report
 from finepruning.suspect.scale import normalisation, scale_warning
 from finepruning.suspect.split import split_defender
+from finepruning.suspect.triggered import TriggeredFiles
 from finepruning.suspect.weights import UnreadableError, find_file
 
 __all__ = [
     "KnownAttack",
+    "PictureTrigger",
     "PythonFile",
     "StampedImages",
     "TriggeredFiles",
@@ -26,6 +29,7 @@ __all__ = [
     "network_hash",
     "normalisation",
     "repair_report",
+    "require_onnx",
     "scale_warning",
     "split_defender",
     "write_onnx",

@@ -44,6 +44,16 @@ def write_repaired(network: nn.Module, directory: Path) -> dict[str, dict[str, l
     return channels
 
 
+def require_onnx() -> None:
+    """Raise ValueError if a package that writes ONNX is not installed."""
+    missing = [package for package in ONNX_PACKAGES[:2] if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"Writing ONNX needs {' and '.join(missing)}. Install {' '.join(ONNX_PACKAGES)}, or set "
+            "export.onnx=false."
+        )
+
+
 def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> None:
     """Write a network as one ONNX file, for any number of images; masks and normalisation are in it.
 
@@ -55,12 +65,7 @@ def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> No
     Raises:
         ValueError: If a package that it needs is not installed.
     """
-    missing = [package for package in ONNX_PACKAGES[:2] if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            f"Writing ONNX needs {' and '.join(missing)}. Install {' '.join(ONNX_PACKAGES)}, or set "
-            "suspect.onnx=false."
-        )
+    require_onnx()
     training = network.training
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     logger = logging.getLogger("torch.onnx")

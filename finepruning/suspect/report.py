@@ -25,7 +25,7 @@ def repair_report(
     Args:
         weights: The file the suspect came from.
         run: Name of the run, whose record holds all else.
-        scores: Of ``suspect``, ``defended`` and ``goodnet``, as they stand in a record.
+        scores: Of ``suspect``, ``defended`` and, if there is one, ``goodnet``, as they stand in a record.
         channels: For each masked layer its ``kept`` and ``pruned`` channels.
         agreement: Clean test images that both networks classify alike, and all of them.
         files: Names of the files that were written.
@@ -44,10 +44,15 @@ def repair_report(
     lines += [
         "",
         f"The network as found and the repaired one agree on {hits} of {total} clean test images "
-        f"({100 * hits / total:.1f} %). The guard answers as the network as found where both agree, and else "
-        'with one class more: "triggered".',
+        f"({100 * hits / total:.1f} %).",
         "",
     ]
+    if "goodnet" in scores:
+        lines += [
+            "The guard answers as the network as found where both agree, and else with one class more: "
+            f'"triggered". {_rejected(scores["goodnet"])}',
+            "",
+        ]
     if scores["suspect"]["attack_success_rate"] is None:
         lines += [
             "No trigger is known, so attack success was not measured. It may be high before and after.",
@@ -61,6 +66,15 @@ def repair_report(
     ]
     lines += [*(pruned or ["Nothing."]), "", "## How to load it", "", *_loading(files), ""]
     return "\n".join(lines)
+
+
+def _rejected(scores: Mapping[str, Any]) -> str:
+    said = [
+        f"{_cell(scores, f'{kind}_rejected')} of the {kind} images"
+        for kind in ("clean", "triggered")
+        if scores[f"{kind}_rejected"] is not None
+    ]
+    return f"It says so on {' and on '.join(said)}."
 
 
 def _cell(scores: Mapping[str, Any], score: str) -> str:
@@ -87,6 +101,18 @@ def _loading(files: Sequence[str]) -> list[str]:
         "Here again: `python run.py attack=suspect suspect.weights=network.safetensors` with the same model "
         "and dataset.",
     ]
+    if "goodnet.safetensors" in files:
+        lines += [
+            "",
+            "The guard, with one output more:",
+            "",
+            "```python",
+            "from finepruning.pruning import GoodNet",
+            "",
+            "# network and other: two of that architecture",
+            'guard = load_weights(GoodNet(network, other), Path("goodnet.safetensors"))',
+            "```",
+        ]
     if "network.onnx" in files:
         lines += [
             "",

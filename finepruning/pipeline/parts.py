@@ -1,0 +1,108 @@
+"""What a run is made of, built and checked before any training."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback
+from torch import nn
+
+from finepruning.attacks import Attack
+from finepruning.callbacks import PruneChannels
+from finepruning.data import DefenderData, ImageSet, Packed
+from finepruning.modules import Classifier
+from finepruning.referee import Triggering
+from finepruning.suspect import KnownAttack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Defense:
+    """The defender's module, the layers that it prunes, its data, and the callbacks that act on them."""
+
+    module: Classifier
+    layers: list[str]
+    data: DefenderData
+    callbacks: list[Callback]
+    max_epochs: int
+
+    @property
+    def pruning(self) -> PruneChannels | None:
+        """The callback that prunes, if one does."""
+        return next((callback for callback in self.callbacks if isinstance(callback, PruneChannels)), None)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A network that somebody else trained.
+
+    Args:
+        weights: The file.
+        hash: Of its weights, and of the program that defines it, if one does.
+        attack: What is known of the attack.
+        warning: What looks wrong with its input, if anything.
+    """
+
+    weights: Path
+    hash: str
+    attack: KnownAttack | None
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the attacker trains a network that is then transferred: other data, with a training of its own.
+
+    ``made_by`` is what decides that network, as plain values.
+    """
+
+    images: ImageSet
+    test: ImageSet
+    network: nn.Module
+    augment: nn.Module | None
+    training: dict[str, Any]
+    max_epochs: int
+    made_by: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a run is made of. ``network`` is the suspect: still untrained, or a stranger's.
+
+    ``validation`` are the defender's images that decide; ``detector`` makes one network of the suspect and
+    the defended one.
+    """
+
+    packed: Packed
+    network: nn.Module
+    attacker: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    attack: Attack | None
+    defense: Defense | None
+    detector: Callable[[nn.Module, nn.Module], nn.Module] | None
+    augment: nn.Module | None
+    suspect: Suspect | None = None
+    source: Source | None = None
+
+    @property
+    def scored_attack(self) -> Triggering | None:
+        """What the referee measures success of: an attack made here, or what is known of a stranger's."""
+        return self.attack if self.suspect is None else self.suspect.attack
+
+    def check(self) -> None:
+        """Say what has nothing to do; raise ValueError if parts do not go together."""
+        if self.detector is not None and self.defense is None:
+            log.warning(
+                "detector=disagreement compares the suspect with a repaired network, and defense=none repairs "
+                "nothing: this run has no detector."
+            )
+        pruning = self.defense.pruning if self.defense else None
+        if pruning is not None and pruning.oracle and self.scored_attack is None:
+            raise ValueError(
+                "defense.order=trigger_change needs a trigger, and none is known. Choose an attack, or set "
+                "defense.order to another."
+            )

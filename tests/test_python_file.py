@@ -1,0 +1,86 @@
+"""A network that the user's own Python file defines: it runs only when that is allowed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from finepruning.pipeline import Refused
+from finepruning.suspect import PythonFile, load_suspect
+from tests.conftest import run_here
+from tests.test_suspect import FACTS, logits
+
+PROGRAM = """
+from torch import nn
+class Net(nn.Sequential):
+    pruned_layer = "1"
+    def __init__(self, classes=10):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes))
+def dead(): raise RuntimeError("no such luck")
+def wordy(): return "a network"
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(PROGRAM)
+    return tmp_path / "nets.py"
+
+
+def test_a_python_file_gives_a_network(program: Path, tmp_path: Path) -> None:
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    assert network.pruned_layer == "model.1"
+    assert logits(network).shape == (6, 10)
+    bare = network.get_submodule("model")
+    torch.save({"net": bare.state_dict()}, tmp_path / "weights.pth")
+    other = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    assert torch.equal(
+        logits(load_suspect(other, tmp_path / "weights.pth", (1, 16, 16), 10)), logits(network)
+    )
+
+
+@pytest.mark.parametrize("allowed", [False, None, "no", 1])
+def test_a_python_file_does_not_run_unless_allowed(allowed: Any, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")
+    with pytest.raises(ValueError, match=r"is a program, and reading it runs it.*model\.run_code=true"):
+        PythonFile(**FACTS, file=str(tmp_path / "nets.py"), call="Net", run_code=allowed)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "sentence"),
+    [
+        ("Net", {"classes": 7}, r"\[2, 7\]; \[2, 10\] is needed"),
+        ("Net", {"people": 7}, r"TypeError.*model\.options"),
+        ("Other", {}, r"AttributeError.*model\.call"),
+        ("dead", {}, r"RuntimeError: no such luck"),
+        ("wordy", {}, r"gives a str, not a torch\.nn\.Module"),
+    ],
+)
+def test_a_python_file_without_a_fitting_network_is_refused(
+    call: str, options: dict[str, Any], sentence: str, program: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        PythonFile(**FACTS, file=str(program), call=call, options=options, run_code=True)
+
+
+def test_a_network_that_names_no_layer_asks_for_one(program: Path) -> None:
+    program.write_text(PROGRAM.replace('pruned_layer = "1"', "pass"))
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    with pytest.raises(ValueError, match=r"Set defense\.layers to some of: model\.0, model\.1"):
+        _ = network.pruned_layer
+
+
+def test_a_python_file_works_from_the_command_line(program: Path, tmp_path: Path) -> None:
+    network = PythonFile(**FACTS, file=str(program), call="Net", run_code=True)
+    save_file(network.get_submodule("model").state_dict(), tmp_path / "weights.safetensors")
+    places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=none")
+    model = ("model=python_file", f"model.file={program}", "model.call=Net", "dataset.size=16")
+    command = ("attack=suspect", f"suspect.weights={tmp_path / 'weights.safetensors'}", *model, *places)
+    with pytest.raises(Refused, match=r"model\.run_code=true"):
+        run_here(*command)
+    record = run_here(*command, "model.run_code=true", "defense=fineprune", "defense.tuning.max_epochs=1")
+    assert record["status"] == "finished"
+    assert "model.1" in record["repair"]["channels"]
