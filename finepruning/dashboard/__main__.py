@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finepruning import record as records
+from finepruning.dashboard.data import page_data
 from finepruning.dashboard.page import render, write_page
 from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.reading import CONFIG, LOG, find_runs, run_folders
-from finepruning.dashboard.rows import page_data
 
 FILE = "dashboard.html"
 WATCH_SECONDS = 3.0  # between looks at the files
@@ -106,9 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m finepruning.dashboard", description="One page from records.")
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs")
     parser.add_argument("--output", type=Path, metavar="FILE", help=f"the page; by default RUNS/{FILE}")
-    parser.add_argument("--watch", action="store_true", help="build it again while runs go on; Ctrl-C ends it")
     parser.add_argument(
-        "--budget", type=float, default=0.01, metavar="SHARE", help="clean accuracy that a defense may cost: 0.01"
+        "--watch", action="store_true", help="build it again while runs go on; Ctrl-C ends it"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="clean accuracy that a defense may cost: 0.01",
     )
     return parser
 

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from finepruning.dashboard.seeds import points
+
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("basics.js", "table.js", "charts.js", "network.js", "details.js", "app.js")  # in this order
 
@@ -19,8 +21,9 @@ def render(data: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """Return the page.
 
     Args:
-        data: What :func:`finepruning.dashboard.rows.page_data` returns; the scripts draw it.
-        about: ``title``, ``folder``, ``counted`` (the runs), ``built`` (when), ``watch`` (seconds between reloads, or None).
+        data: What :func:`finepruning.dashboard.data.page_data` returns; the scripts draw it.
+        about: ``title``, ``folder``, ``counted`` (the runs), ``built`` (when), ``watch`` (seconds
+            between reloads of an open page, or None).
     """
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
@@ -29,12 +32,19 @@ def render(data: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["points"] = points
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     own = _inside_script("\n".join((ASSETS / name).read_text() for name in SCRIPTS))
+    states = [verdict["state"] for verdict in data["verdicts"]]
     values = script_json({**data, "verdicts": [], "watch": about["watch"]})
     return environment.get_template("page.html").render(
         about,
         data=data,
+        attacks={
+            "removed": states.count("cleaned"),
+            "live": sum(states.count(state) for state in ("cleaned", "survives", "dear")),
+            "dead": states.count("dead"),
+        },
         json=values,
         style=Markup((ASSETS / "style.css").read_text()),
         script=Markup(f'"use strict";\n(() => {{\n{own}\n}})();\n'),

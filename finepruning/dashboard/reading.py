@@ -17,6 +17,7 @@ DEPTH = 3  # folders below the given one that are searched; a run's own folders 
 QUIET_SECONDS = 900  # a run whose files have not changed for so long is taken for interrupted
 TAIL = 2000  # characters of a log that are kept
 GROUPS = ("dataset", "attack", "defense")
+UNKNOWN = "?"  # a name that a run without a record does not tell
 DEFAULT_NAME = re.compile(r"(.+?)-(.+?)-(.+?)-s(\d+)-[0-9a-f]{8}")
 
 
@@ -43,7 +44,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[Skipped]]:
             record = records.read(folder)
             runs.append(Run(folder, _unfinished(folder) if record is None else _known_schema(record)))
         except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
-            name = str(folder.relative_to(root.parent))
+            name = folder.name if folder == root else str(folder.relative_to(root))
             skipped.append(Skipped(name, str(error).replace(f"{folder}/", "").splitlines()[0]))
     return runs, skipped
 
@@ -87,9 +88,9 @@ def _unfinished(folder: Path) -> dict[str, Any]:
     config = json.loads(json.dumps(found["config"], default=str))  # plain values, as a record's
     name = str(config.get("name", folder.name))
     parts = DEFAULT_NAME.fullmatch(name)
-    named = dict(zip(GROUPS, parts.groups(), strict=False)) if parts else dict.fromkeys(GROUPS, "?")
+    named = dict(zip(GROUPS, parts.groups(), strict=False)) if parts else dict.fromkeys(GROUPS, UNKNOWN)
     status, error = _state(folder)
-    about = {"name": name, "model": "?", "seed": config.get("seed"), "config": config}
+    about = {"name": name, "model": UNKNOWN, "seed": config.get("seed"), "config": config}
     return {**about, **named, "status": status, "error": error}
 
 

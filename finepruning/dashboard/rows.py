@@ -1,15 +1,13 @@
-"""Records as the plain data that the page draws: rows, groups over seeds, settings, matrices."""
+"""A record as the plain values that the page shows of one run."""
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from finepruning.dashboard.pictures import Pictures
-from finepruning.dashboard.reading import Run, Skipped, log_tail
-from finepruning.dashboard.seeds import summary, verdict
+from finepruning.dashboard.reading import Run, log_tail
 
 Row = dict[str, Any]
 
@@ -36,79 +34,7 @@ class Table:
         return self._places[key]
 
 
-def page_data(
-    runs: Sequence[Run], skipped: Sequence[Skipped], budget: float, pictures: Pictures
-) -> dict[str, Any]:
-    """Return all that the page shows as plain values.
-
-    Args:
-        runs: As :func:`finepruning.dashboard.reading.find_runs` gives them.
-        skipped: Likewise. A record whose fields are of a wrong kind is added to them.
-        budget: Loss of clean accuracy that a defense may cost, a fraction.
-        pictures: Takes in the runs' pictures as far as they fit.
-    """
-    tables = {name: Table() for name in ("curves", "environments", "channels", "settings", "groups")}
-    rows: list[Row] = []
-    refused = list(skipped)
-    for run in runs:
-        try:
-            rows.append(_row(run, tables, pictures) | {"id": len(rows)})
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            reason = f"not a record of this program ({type(error).__name__}: {error})"
-            refused.append(Skipped(run.folder.name, reason))
-    for row in rows:
-        chosen = row["chosen"]
-        of_defense = {key: value for key, value in chosen.items() if key.split(".")[0] == "defense"}
-        of_setting = {key: value for key, value in chosen.items() if key not in of_defense}
-        about = {key: row[key] for key in ("dataset", "model", "attack")}
-        row["setting"] = tables["settings"].place(about | {"chosen": of_setting})
-        row["group"] = tables["groups"].place(
-            {"setting": row["setting"], "defense": row["defense"], "chosen": of_defense}
-        )
-    settings, groups = tables["settings"].values, tables["groups"].values
-    _label(settings, ("dataset", "attack"), "attack", "attack_label")
-    _label(groups, ("defense",), "defense", "defense_label")
-    members = defaultdict(list)
-    for row in rows:
-        members[row["group"]].append(row)
-    groups = [
-        about | settings[about["setting"]] | summary(members[place]) | {"id": place, "chosen": None}
-        for place, about in enumerate(groups)
-    ]
-    for row in rows:
-        row["labels"] = [groups[row["group"]][name] for name in ("attack_label", "defense_label")]
-    common = _common([row["config"] for row in rows])
-    for row in rows:
-        row["config"] = {key: value for key, value in row["config"].items() if key not in common}
-        del row["chosen"], row["seeds"]
-    return {
-        "budget": budget,
-        "runs": rows,
-        "groups": sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]),
-        "verdicts": _verdicts(groups, budget),
-        "common": common,
-        "skipped": [skip._asdict() for skip in refused],
-        "pictures": pictures.embedded,
-        **{name: tables[name].values for name in ("curves", "environments", "channels")},
-    }
-
-
-ORDER = ("dataset", "attack_label", "model", "defense_label")
-
-
-def _verdicts(groups: Sequence[Row], budget: float) -> list[Row]:
-    """Return one verdict a setting: a network with one attack in it."""
-    settings = defaultdict(list)
-    for group in sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]):
-        settings[group["setting"]].append(group)
-    return [
-        {"dataset": found[0]["dataset"], "attack": found[0]["attack_label"], "model": found[0]["model"]}
-        | verdict(found, budget)
-        for found in settings.values()
-    ]
-
-
-def _row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
+def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     """Return one run; raise what Python raises where a field is missing or of a wrong kind."""
     record = run.record
     config = flat(record["config"])
@@ -128,7 +54,9 @@ def _row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
         "oracle": bool(record.get("oracle")),
         "untargeted": bool(both[0].get("untargeted")),
         **{short: [number(network.get(name)) for network in both] for short, name in SCORES.items()},
-        "intervals": {short: [_interval(network, name) for network in both] for short, name in SCORES.items()},
+        "intervals": {
+            short: [_interval(network, name) for network in both] for short, name in SCORES.items()
+        },
         "counts": {
             short: [_counts(network.get("counts", {}).get(name)) for network in both]
             for short, name in SCORES.items()
@@ -203,7 +131,7 @@ def _counts(counts: Mapping[str, int] | None) -> list[int] | None:
     return [int(counts["hits"]), int(counts["total"])] if counts else None
 
 
-def _curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+def _curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return a curve in columns, thinned out evenly, with its first, last and stopping step kept."""
     if len(steps) < 2:
         return {}
@@ -236,46 +164,3 @@ def _activations(channels: Sequence[Mapping[str, Any]], kept: Table) -> list[dic
 
 def _short(value: float) -> float | None:
     return number(float(f"{value:.4g}"))
-
-
-def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what all configurations have in common."""
-    first, *others = configs or [{}]
-    return {
-        key: value
-        for key, value in first.items()
-        if all(key in other and other[key] == value for other in others)
-    }
-
-
-def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> None:
-    """Name each item so that it differs from its like: ``prune`` becomes ``prune, max_drop 0.02``.
-
-    Args:
-        items: With their ``chosen`` values; the label is added to each.
-        same: Keys that must agree for two items to be alike.
-        name: Key of the name that is extended.
-        label: Key of the label.
-    """
-    alike = defaultdict(list)
-    for item in items:
-        alike[tuple(item[key] for key in same)].append(item)
-    for found in alike.values():
-        common = _common([item["chosen"] for item in found])
-        named: dict[str, list[Any]] = defaultdict(list)
-        for item in found:
-            own = {
-                key.rsplit(".", 1)[-1]: value
-                for key, value in item["chosen"].items()
-                if key not in common and value is not None and not key.endswith("_target_")
-            }
-            models = {other.get("model") for other in found}
-            if len(models) > 1:
-                own = {"model": item["model"]} | own
-            text = ", ".join([item[name], *(f"{key} {value}" for key, value in list(own.items())[:3])])
-            if item["chosen"] not in named[text]:
-                named[text].append(item["chosen"])
-            number_of = named[text].index(item["chosen"])
-            item[label] = f"{text} ({number_of + 1})" if number_of else text
-
-

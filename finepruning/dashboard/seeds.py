@@ -34,22 +34,25 @@ def student(freedom: int) -> float:
 
 def estimate(
     values: Sequence[float],
-    wilson: Sequence[float] | None,
+    over_images: Sequence[Sequence[float]] = (),
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """Return mean and interval over seeds.
+    """Return mean and interval over seeds, never narrower than the interval over images.
+
+    Seeds that agree by chance, or since all images are classified alike, would leave no interval at all.
 
     Args:
         values: One value a seed, at least one.
-        wilson: The interval over images of a single run, used when there is one seed only.
+        over_images: The interval over images of each seed, where known.
         bounds: What the quantity cannot pass, such as 0 and 1 for a share.
     """
-    mean, least, most = statistics.fmean(values), min(values), max(values)
-    if len(values) == 1:
-        low, high = wilson or (mean, mean)
-        return Estimate(mean, low, high, least, most)
-    half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half), least, most)
+    mean = statistics.fmean(values)
+    low = statistics.fmean(ends[0] for ends in over_images) if over_images else mean
+    high = statistics.fmean(ends[1] for ends in over_images) if over_images else mean
+    if len(values) > 1:
+        half = student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        low, high = max(bounds[0], min(low, mean - half)), min(bounds[1], max(high, mean + half))
+    return Estimate(mean, low, high, min(values), max(values))
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     commits = {row["commit"] for row in shown if row["commit"]}
     return {
         **scores,
-        "price": estimate(prices, None) if prices else None,
+        "price": estimate(prices) if prices else None,
         "seeds": len(shown),
         "dead": bool(finished) and not alive,
         "dead_seeds": len(finished) - len([row for row in finished if not row["dead"]]),
@@ -85,7 +88,8 @@ def _score(rows: Sequence[Row], name: str, place: int) -> Estimate | None:
     known = [row for row in rows if row[name][place] is not None]
     least = -math.inf if name == "success" and any(row["untargeted"] for row in known) else 0.0
     values = [row[name][place] for row in known]
-    return estimate(values, known[0]["intervals"][name][place], (least, 1.0)) if known else None
+    over_images = [row["intervals"][name][place] for row in known if row["intervals"][name][place]]
+    return estimate(values, over_images, (least, 1.0)) if known else None
 
 
 def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
@@ -102,40 +106,60 @@ def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
         if not group["dead"] and not group["oracle"] and group["seeds"] and group["success_after"]
     ]
     if any(group["dead"] for group in groups) and not ranked:
-        before = next(group["success_before"] for group in groups if group["dead"])
-        sentence = f"undefended, the attack succeeds on only {_percent(before.mean)} of the triggered images."
+        weak = next(group["success_before"].mean for group in groups if group["dead"])
+        sentence = f"Undefended, the attack succeeds on only {_percent(weak)} of the triggered images."
         return _verdict("dead", "Dead attack", sentence, None, ["Nothing is ranked here."])
     if not ranked:
         counted = [group for group in groups if group["seeds"]]
         clean = bool(counted) and all(group["success_before"] is None for group in counted)
-        reason = "there is no attack to defend against." if clean else _why_unranked(tried)
+        reason = "There is no attack to defend against." if clean else _why_unranked(tried)
         return _verdict("open", "No attack" if clean else "No winner yet", reason, None, [])
     affordable = [group for group in ranked if group["price"].mean <= budget + 1e-9]
-    best = min(affordable or ranked, key=lambda group: group["success_after"].mean)
-    after, price = best["success_after"], best["price"].mean
-    costs = f"costs {_points(price)} of accuracy" if price > 0 else "costs no accuracy"
-    left = f"leaves {_percent(after.mean)} of {_percent(best['success_before'].mean)} attack success"
+    best = min(affordable or ranked, key=_left)
+    name, within = best["defense_label"], f"within {points(budget)} of clean accuracy"
+    before = best["success_before"].mean
+    deal = f"leaves {_percent(_left(best))} of {_percent(before)} attack success and {_cost(best)}"
     if not affordable:
-        state, sentence = "dear", f"{left}, but {costs}: no defense stays within {_points(budget)}."
-    elif after.mean <= CLEANED:
-        state, sentence = "cleaned", f"{left} and {costs}."
+        state, headline = "dear", "None affordable"
+        sentence = f"No defense stays {within}. Of the others {name} does best: it {deal}."
+    elif _left(best) <= CLEANED:
+        state, headline, sentence = "cleaned", name, f"{_capital(deal)}."
     else:
-        state, sentence = "survives", f"{left} and {costs}: the backdoor survives."
-    return _verdict(state, best["defense_label"], sentence, best, _doubts(best, affordable or ranked, groups))
+        state, headline = "survives", "None removes it"
+        sentence = f"{_capital(within)}, {name} does best: it {deal}."
+    lowest = min(ranked, key=_left)
+    if state == "survives" and _left(lowest) < _left(best):
+        other = f"{lowest['defense_label']} leaves {_percent(_left(lowest))}, but {_cost(lowest)}"
+        sentence = f"{sentence[:-1]}; {other}."
+    return _verdict(state, headline, sentence, best, _doubts(best, affordable or ranked, groups))
+
+
+def _left(group: Row) -> float:
+    mean: float = group["success_after"].mean
+    return mean
+
+
+def _cost(group: Row) -> str:
+    price = group["price"].mean
+    return f"costs {points(price)}" if price >= 0.0005 else "costs nothing"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _verdict(
-    state: str, winner: str, sentence: str, best: Row | None, doubts: Sequence[str]
+    state: str, headline: str, sentence: str, best: Row | None, doubts: Sequence[str]
 ) -> dict[str, Any]:
-    return {"state": state, "winner": winner, "sentence": sentence, "best": best, "doubts": list(doubts)}
+    return {"state": state, "headline": headline, "sentence": sentence, "best": best, "doubts": list(doubts)}
 
 
 def _why_unranked(tried: Sequence[Row]) -> str:
     if not tried:
-        return "no defense has been tried."
+        return "No defense has been tried."
     if all(group["oracle"] for group in tried if group["seeds"]) and any(group["seeds"] for group in tried):
-        return "only oracle runs are finished, and those are not ranked."
-    return "no defense has finished."
+        return "Only oracle runs are finished, and those are not ranked."
+    return "No defense has finished."
 
 
 def _doubts(best: Row, rivals: Sequence[Row], groups: Sequence[Row]) -> list[str]:
@@ -168,6 +192,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _points(value: float) -> str:
-    points = f"{100 * value:.1f}"
-    return f"{points} point" if points == "1.0" else f"{points} points"
+def points(value: float) -> str:
+    """Return a difference of shares for a reader: 0.01 is ``1 point``."""
+    number = f"{100 * value:.1f}".removesuffix(".0")
+    return f"{number} point" if number == "1" else f"{number} points"

@@ -9,8 +9,8 @@ function layout(changes = {}) {
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true, height: 430, dragmode: false,
     font: { family: "ui-sans-serif, system-ui, sans-serif", size: 12.5, color: ink },
-    margin: { l: 56, r: 16, t: 12, b: 48 },
-    legend: { orientation: "h", y: -0.2, x: 0, font: { color: ink } },
+    margin: { l: 56, r: 16, t: 30, b: 48 },
+    legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", font: { color: ink } },
     hoverlabel: { bgcolor: colour("card"), bordercolor: line, font: { color: ink }, align: "left" },
     hovermode: "closest", ...rest, xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis },
   };
@@ -47,7 +47,9 @@ function drawArrows(runs) {
     const bars = (name) => ({ type: "data", symmetric: false, array: error(name, 2, 1), arrayminus: error(name, 1, -1),
       thickness: 0.8, width: 0, visible: groups.length <= MOST_ERROR_BARS });
     return {
-      type: "scatter", mode: "lines+markers", name: plain(defense), x: both("success_before", "success_after"), y: both("clean_before", "clean_after"),
+      type: "scatter", mode: "lines+markers+text", name: plain(defense), textposition: "bottom center", textfont: { size: 11, color: colour("quiet") },
+      texttemplate: mine.flatMap((group) => ["", groups.length <= 16 && group.success_before[0] - group.success_after[0] > 0.1 ? plain(group.attack_label) : "", ""]),
+      x: both("success_before", "success_after"), y: both("clean_before", "clean_after"),
       error_x: bars("success_after"), error_y: bars("clean_after"), line: { color: defenseColour(defense), width: 1.6 },
       opacity: 0.9, marker: { color: defenseColour(defense), angleref: "previous", standoff: 0,
         symbol: mine.flatMap((group) => ["circle", ranked(group) ? "arrow" : "arrow-open", "circle"]), size: mine.flatMap(() => [6, 14, 0]) },
@@ -108,15 +110,15 @@ function drawCurves(runs) {
 
 const MOST_AXES = 9;
 
-/** Configuration keys that differ among runs; keys that always change together are one axis. */
+/** What differs among runs, of those that have it; keys that always change together are one axis. */
 function varying(runs) {
   const of = (run, key) => (key in run ? run[key] : run.config[key]);
-  const keys = ["dataset", "attack", "defense", "model", ...unique(runs.flatMap((run) => Object.keys(run.config)))
+  const keys = ["dataset", "model", "attack", "defense", "seed", ...unique(runs.flatMap((run) => Object.keys(run.config)))
     .filter((key) => !/(^|\.)(_target_|name|group|seed|\w+_seed|\w+_dir)$/.test(key) && !key.startsWith("logger"))];
   const seen = new Set();
   return keys.map((key) => ({ key, title: key.split(".").at(-1), values: runs.map((run) => of(run, key)) })).filter((axis) => {
     const distinct = unique(axis.values.map(shown));
-    if (distinct.length < 2) return false;
+    if (unique(axis.values.filter((each) => each != null).map(shown)).length < 2) return false; // only there or not there
     const shape = axis.values.map((each) => distinct.indexOf(shown(each))).join();
     return !seen.has(shape) && seen.add(shape);
   }).slice(0, MOST_AXES);
@@ -167,12 +169,11 @@ function drawParallel(runs) {
     };
   }).filter((trace) => trace.x.length);
   chartData.parallel = [["run", ...axes.map((axis) => axis.key)], ...found.map((run, k) => [run.name, ...axes.map((axis) => shown(axis.values[k]))])];
-  const narrow = place.clientWidth < 600;
   draw(place, traces, {
     xaxis: { tickvals: [...axes.keys()], ticktext: axes.map((axis) => plain(axis.title)), side: "top", showgrid: true, gridcolor: colour("quiet"),
-      range: [-0.25, axes.length - 0.6], tickangle: narrow ? -40 : 0 },
+      range: [-0.25, axes.length - 0.6], tickangle: 0 },
     yaxis: { visible: false, range: [-0.06, 1.06] }, margin: { l: 24, r: 60, t: 60, b: 20 }, showlegend: true,
-    legend: { orientation: "h", y: -0.06, title: { text: "attack success " } },
+    legend: { orientation: "h", x: 0, y: -0.04, yanchor: "top", title: { text: "attack success " } },
     annotations: axes.flatMap((_, a) => scales[a].ticks.map(([y, tick]) => ({ x: a, y, text: plain(tick.length > 22 ? `${tick.slice(0, 20)}…` : tick), showarrow: false,
       xanchor: "left", xshift: 5, font: { size: 11, color: colour("ink") }, bgcolor: colour("veil") }))),
   }).then(() => {

@@ -8,7 +8,7 @@ function openDialog(title, ...content) {
   dialog.replaceChildren(
     h("div", { class: "head" }, h("h2", { id: "dialog-title" }, title),
       h("button", { type: "button", class: "plain", onclick: () => dialog.close(), "aria-label": "Close" }, "✕")),
-    ...content);
+    ...content.filter(Boolean));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
 }

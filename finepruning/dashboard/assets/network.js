@@ -20,7 +20,7 @@ function drawNetwork(run) {
     return;
   }
   const figure = (title, note, inner) => h("figure", {}, h("figcaption", {}, h("b", {}, title), " ", note), inner);
-  const image = (number, title, note) => number != null && figure(title, note, h("img", { src: data.pictures[number], alt: `${title}: ${note}`, loading: "lazy" }));
+  const image = (number, title, note) => number != null && figure(title, note, h("img", { src: data.pictures[number], alt: `${title}: ${note}` }));
   const bars = run.activations.map((layer) => ({ layer, chart: h("div", { class: "chart" }) }));
   const maps = Object.entries(run.confusion).map(([network, counts]) => ({ network, counts, chart: h("div", { class: "chart" }) }));
   place.replaceChildren(

@@ -28,7 +28,7 @@ const COLUMNS = {
     text("dataset", "dataset", (g) => g.dataset),
     text("attack", "attack", (g) => g.attack_label),
     text("defense", "defense", (g) => g.defense_label),
-    text("model", "model", (g) => g.model),
+    ...(unique(data.groups.map((g) => g.model)).length > 1 ? [text("model", "model", (g) => g.model)] : []),
     text("seeds", "seeds", (g) => g.seeds),
     ...SCORE_COLUMNS,
     text("pruned", "pruned", (g) => unique(prunedShare(members.get(g.id))).slice(0, 3).join(" ")),
