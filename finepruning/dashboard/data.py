@@ -24,7 +24,7 @@ def page_data(
         budget: Loss of clean accuracy that a defense may cost, a fraction.
         pictures: Takes in the runs' pictures as far as they fit.
     """
-    tables = {name: Table() for name in ("curves", "environments", "channels", "settings", "groups")}
+    tables = {name: Table() for name in ("curves", "environments", "channels")}
     rows: list[Row] = []
     refused = list(skipped)
     for run in runs:
@@ -34,27 +34,7 @@ def page_data(
             reason = f"not a record of this program ({type(error).__name__}: {error})"
             refused.append(Skipped(run.folder.name, reason))
     _name_unfinished(rows)
-    for row in rows:
-        chosen = row["chosen"]
-        of_defense = {key: value for key, value in chosen.items() if key.split(".")[0] == "defense"}
-        of_setting = {key: value for key, value in chosen.items() if key not in of_defense}
-        about = {key: row[key] for key in ("dataset", "model", "attack")}
-        row["setting"] = tables["settings"].place(about | {"chosen": of_setting})
-        row["group"] = tables["groups"].place(
-            {"setting": row["setting"], "defense": row["defense"], "chosen": of_defense}
-        )
-    settings, groups = tables["settings"].values, tables["groups"].values
-    _label(settings, ("dataset", "attack"), "attack", "attack_label")
-    _label(groups, ("defense",), "defense", "defense_label")
-    members = defaultdict(list)
-    for row in rows:
-        members[row["group"]].append(row)
-    groups = [
-        about | settings[about["setting"]] | summary(members[place]) | {"id": place, "chosen": None}
-        for place, about in enumerate(groups)
-    ]
-    for row in rows:
-        row["labels"] = [groups[row["group"]][name] for name in ("attack_label", "defense_label")]
+    groups = _group(rows)
     common = _common([row["config"] for row in rows])
     for row in rows:
         row["config"] = {key: value for key, value in row["config"].items() if key not in common}
@@ -67,8 +47,34 @@ def page_data(
         "common": common,
         "skipped": [skip._asdict() for skip in refused],
         "pictures": pictures.embedded,
-        **{name: tables[name].values for name in ("curves", "environments", "channels")},
+        **{name: table.values for name, table in tables.items()},
     }
+
+
+def _group(rows: Sequence[Row]) -> list[Row]:
+    """Return the groups over seeds, and note in each row its group and how the page calls it.
+
+    Runs that agree in all but the defense share a setting: one attack on one network. Runs of a setting
+    that agree in the defense, too, are a group: they differ in their seeds only.
+    """
+    settings, groups = Table(), Table()
+    members = defaultdict(list)
+    for row in rows:
+        of_defense = {key: value for key, value in row["chosen"].items() if key.split(".")[0] == "defense"}
+        of_setting = {key: value for key, value in row["chosen"].items() if key not in of_defense}
+        about = {key: row[key] for key in ("dataset", "model", "attack")}
+        setting = settings.place(about | {"chosen": of_setting})
+        row["group"] = groups.place({"setting": setting, "defense": row["defense"], "chosen": of_defense})
+        members[row["group"]].append(row)
+    _label(settings.values, ("dataset", "attack"), "attack", "attack_label")
+    _label(groups.values, ("defense",), "defense", "defense_label")
+    found = [
+        about | settings.values[about["setting"]] | summary(members[place]) | {"id": place, "chosen": None}
+        for place, about in enumerate(groups.values)
+    ]
+    for row in rows:
+        row["labels"] = [found[row["group"]][name] for name in ("attack_label", "defense_label")]
+    return found
 
 
 def _verdicts(groups: Sequence[Row], budget: float) -> list[Row]:
@@ -130,7 +136,9 @@ def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> 
             models = {other.get("model") for other in found}
             if len(models) > 1:
                 own = {"model": item["model"]} | own
-            text = ", ".join([item[name], *(f"{key} {value}" for key, value in list(own.items())[:3])])
+            text = ", ".join(
+                [item[name], *(f"{key} {str(value)[:24]}" for key, value in list(own.items())[:3])]
+            )
             if item["chosen"] not in named[text]:
                 named[text].append(item["chosen"])
             number_of = named[text].index(item["chosen"])

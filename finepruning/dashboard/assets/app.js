@@ -62,7 +62,7 @@ function listen() {
     wait = setTimeout(() => change(Object.fromEntries(new FormData(filters))), 120);
   });
   filters.addEventListener("submit", (event) => event.preventDefault());
-  filters.addEventListener("reset", () => change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), group: null }));
+  filters.addEventListener("reset", () => change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), group: null, sort: "", down: false }));
   $("#table").addEventListener("click", ({ target }) => {
     const { sort, group, open } = target.closest("button")?.dataset ?? {};
     if (sort) sortBy(sort);
