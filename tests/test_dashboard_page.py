@@ -17,6 +17,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium on the PATH")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SCREEN = {"width": 1280, "height": 900}
 SCRIPT = "<script>window.bad = 1</script><img src=x onerror='window.bad = 2'>"
 
 
@@ -57,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Opened:
     """An opened page, with what it said and asked for."""
 
-    def __init__(self, browser: "sync_api.Browser", folder: Path, **options: object) -> None:
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+    def __init__(self, browser: "sync_api.Browser", folder: Path) -> None:
+        self.context = browser.new_context(viewport=SCREEN)
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.faults: list[str] = []
@@ -262,19 +263,26 @@ def test_nothing_outside_the_page_is_asked_for(opened: Opened) -> None:
     assert [url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_does_not_scroll_sideways(scheme: str, browser: "sync_api.Browser", folder: Path) -> None:
-    found = Opened(browser, folder, color_scheme=scheme)
-    found.page.set_viewport_size({"width": 390, "height": 844})
-    found.page.wait_for_timeout(300)
-    assert found.page.evaluate("document.documentElement.scrollWidth") == 390
-    dark = found.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
-    assert dark == (scheme == "dark")
-    found.page.click("#theme")
-    assert (
-        found.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
-    ) != dark
-    found.close()
+def test_a_phone_does_not_scroll_sideways(opened: Opened) -> None:
+    opened.page.set_viewport_size({"width": 390, "height": 844})
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+    opened.page.set_viewport_size(SCREEN)
+
+
+def test_dark_mode_follows_the_system_until_the_button_is_pressed(opened: Opened) -> None:
+    page = opened.page
+
+    def is_dark() -> bool:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+
+    seen = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        seen.append(is_dark())
+    for _ in range(2):
+        page.click("#theme")
+        seen.append(is_dark())
+    assert seen == [False, True, False, True]
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ from markupsafe import Markup
 from finepruning.dashboard.seeds import points
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("basics.js", "table.js", "charts.js", "network.js", "details.js", "app.js")  # in this order
+SCRIPTS = [  # in this order
+    f"{name}.js" for name in ("basics", "table", "matrix", "charts", "parallel", "network", "details", "app")
+]
 
 
 def render(data: Mapping[str, Any], about: Mapping[str, Any]) -> str:

@@ -3,7 +3,10 @@
 function fillFilters() {
   for (const name of FILTERS.slice(1)) {
     const values = unique(data.runs.map((run) => run[name])).sort(compare);
-    $(`#filters [name=${name}]`).replaceChildren(h("option", { value: "" }, "all"), ...values.map((each) => h("option", { value: each }, each)));
+    $(`#filters [name=${name}]`).replaceChildren(
+      h("option", { value: "" }, "all"),
+      ...values.map((each) => h("option", { value: each }, each)),
+    );
   }
   for (const name of FILTERS) if (state[name]) $(`#filters [name=${name}]`).value = state[name];
 }
@@ -13,9 +16,19 @@ let charts = false; // whether plotly has run
 function drawShown() {
   const runs = filteredRuns();
   const group = state.group == null ? null : data.groups.find((each) => each.id === state.group);
-  $("#count").replaceChildren(`${runs.length} of ${data.runs.length} runs`,
-    group ? h("button", { type: "button", class: "plain", onclick: () => change({ group: null, view: "groups" }) }, `only ${group.defense_label} against ${group.attack_label} ✕`) : "");
-  $$("[data-view]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.view === state.view)));
+  $("#count").replaceChildren(
+    `${runs.length} of ${data.runs.length} runs`,
+    group
+      ? h(
+          "button",
+          { type: "button", class: "plain", onclick: () => change({ group: null, view: "groups" }) },
+          `only ${group.defense_label} against ${group.attack_label} ✕`,
+        )
+      : "",
+  );
+  $$("[data-view]").forEach((button) =>
+    button.setAttribute("aria-pressed", String(button.dataset.view === state.view)),
+  );
   drawTable(runs);
   drawMatrix(runs);
   drawTray();
@@ -35,9 +48,24 @@ function drawTray() {
   document.body.classList.toggle("picking", runs.length > 0);
   tray.replaceChildren(
     h("span", {}, `${runs.length} picked`),
-    h("button", { type: "button", id: "compare", disabled: runs.length !== 2, title: "Pick two runs", onclick: () => openDifference(...runs) }, "Difference of two"),
-    h("button", { type: "button", onclick: () => $("#curves-section").scrollIntoView({ behavior: "smooth" }) }, "Curves"),
-    h("button", { type: "button", class: "plain", onclick: () => change({ picked: new Set() }) }, "Clear"));
+    h(
+      "button",
+      {
+        type: "button",
+        id: "compare",
+        disabled: runs.length !== 2,
+        title: "Pick two runs",
+        onclick: () => openDifference(...runs),
+      },
+      "Difference of two",
+    ),
+    h(
+      "button",
+      { type: "button", onclick: () => $("#curves-section").scrollIntoView({ behavior: "smooth" }) },
+      "Curves",
+    ),
+    h("button", { type: "button", class: "plain", onclick: () => change({ picked: new Set() }) }, "Clear"),
+  );
 }
 
 function pick(id, on) {
@@ -45,7 +73,10 @@ function pick(id, on) {
   saveState();
   drawTray();
   const runs = filteredRuns();
-  if (charts) { drawCurves(runs); drawInsideChoice(runs); }
+  if (charts) {
+    drawCurves(runs);
+    drawInsideChoice(runs);
+  }
 }
 
 function sortBy(key) {
@@ -62,7 +93,9 @@ function listen() {
     wait = setTimeout(() => change(Object.fromEntries(new FormData(filters))), 120);
   });
   filters.addEventListener("submit", (event) => event.preventDefault());
-  filters.addEventListener("reset", () => change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), group: null, sort: "", down: false }));
+  filters.addEventListener("reset", () =>
+    change({ ...Object.fromEntries(FILTERS.map((name) => [name, ""])), group: null, sort: "", down: false }),
+  );
   $("#table").addEventListener("click", ({ target }) => {
     const { sort, group, open } = target.closest("button")?.dataset ?? {};
     if (sort) sortBy(sort);
@@ -70,14 +103,18 @@ function listen() {
     if (open) openRun(Number(open));
   });
   $("#table").addEventListener("change", ({ target }) => pick(Number(target.dataset.pick), target.checked));
-  $$("[data-view]").forEach((button) => button.addEventListener("click", () => change({ view: button.dataset.view, group: null })));
+  $$("[data-view]").forEach((button) =>
+    button.addEventListener("click", () => change({ view: button.dataset.view, group: null })),
+  );
   $("#more").addEventListener("click", () => change({ rows: Infinity }));
   $("#csv").addEventListener("click", () => download(tableCsv(filteredRuns()), "runs.csv"));
-  $$("[data-copy]").forEach((button) => button.addEventListener("click", () => {
-    const lines = chartData[button.dataset.copy];
-    if (lines) copy(csv(lines, "\t"), "Data");
-    else say("Nothing is drawn here");
-  }));
+  $$("[data-copy]").forEach((button) =>
+    button.addEventListener("click", () => {
+      const lines = chartData[button.dataset.copy];
+      if (lines) copy(csv(lines, "\t"), "Data");
+      else say("Nothing is drawn here");
+    }),
+  );
   $("#inside").addEventListener("change", ({ target }) => {
     state.inside = Number(target.value);
     drawNetwork(data.runs[state.inside]);
@@ -87,12 +124,18 @@ function listen() {
   $("#dialog").addEventListener("click", ({ target }) => target.id === "dialog" && target.close());
 }
 
-const isDark = () => (document.documentElement.dataset.theme
-  ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+const isDark = () =>
+  document.documentElement.dataset.theme
+    ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
 
 function setTheme(name) {
   document.documentElement.dataset.theme = name;
-  try { localStorage.setItem("finepruning-theme", name); } catch { /* some browsers keep nothing for a file */ }
+  try {
+    localStorage.setItem("finepruning-theme", name);
+  } catch {
+    /* some browsers keep nothing for a file */
+  }
   drawShown();
 }
 
@@ -106,10 +149,21 @@ function startCharts() {
 }
 
 function keepReloading(seconds) {
-  setTimeout(() => ($("#dialog").open || document.activeElement?.matches("input[type=search]") ? keepReloading(seconds) : location.reload()), 1000 * seconds);
+  setTimeout(
+    () =>
+      $("#dialog").open || document.activeElement?.matches("input[type=search]")
+        ? keepReloading(seconds)
+        : location.reload(),
+    1000 * seconds,
+  );
 }
 
-try { if (localStorage.getItem("finepruning-theme")) document.documentElement.dataset.theme = localStorage.getItem("finepruning-theme"); } catch { /* as above */ }
+try {
+  if (localStorage.getItem("finepruning-theme"))
+    document.documentElement.dataset.theme = localStorage.getItem("finepruning-theme");
+} catch {
+  /* as above */
+}
 loadState();
 fillFilters();
 listen();

@@ -17,11 +17,15 @@ function h(tag, attributes = {}, ...children) {
 
 const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1));
 const interval = (low, high) => `[${percent(low)}, ${percent(high)}]`;
-const points = (value) => (value == null ? "–" : (value > 0 ? "−" : value < 0 ? "+" : "") + percent(Math.abs(value)));
+const points = (value) =>
+  value == null ? "–" : (value > 0 ? "−" : value < 0 ? "+" : "") + percent(Math.abs(value));
 const unique = (values) => [...new Set(values)];
-const shown = (value) => (value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
-const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b
-  : String(a).localeCompare(String(b), "en", { numeric: true }));
+const shown = (value) =>
+  value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
+const compare = (a, b) =>
+  typeof a === "number" && typeof b === "number"
+    ? a - b
+    : String(a).localeCompare(String(b), "en", { numeric: true });
 
 /** Plotly reads a little HTML in its texts; names are text. */
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -30,7 +34,8 @@ const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"];
 const DASHES = ["solid", "dot", "dashdot", "longdash"];
 const DEFENSES = unique(data.groups.map((group) => group.defense)).filter((name) => name !== "none");
-const defenseColour = (name) => (name === "none" ? "#888888" : COLOURS[DEFENSES.indexOf(name) % COLOURS.length]);
+const defenseColour = (name) =>
+  name === "none" ? "#888888" : COLOURS[DEFENSES.indexOf(name) % COLOURS.length];
 
 /** Resolve a custom property of the style sheet, in the light or dark scheme that holds now. */
 function colour(name) {
@@ -69,7 +74,8 @@ function csvField(value) {
   const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value);
   return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
-const csv = (lines, separator = ",") => lines.map((line) => line.map(csvField).join(separator)).join("\n") + "\n";
+const csv = (lines, separator = ",") =>
+  lines.map((line) => line.map(csvField).join(separator)).join("\n") + "\n";
 
 function download(text, name) {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
@@ -82,16 +88,27 @@ function badges(item) {
   return [
     item.status && item.status !== "finished" && badge(item.status, item.status, item.error || ""),
     item.oracle && badge("oracle", "oracle", "used what no defender can see: not ranked"),
-    item.dead && badge("dead", "dead attack", "succeeds on fewer than half of the images undefended: not ranked"),
+    item.dead &&
+      badge("dead", "dead attack", "succeeds on fewer than half of the images undefended: not ranked"),
     item.untargeted && badge("untargeted", "untargeted", "attack success is the share of accuracy lost"),
-    !item.dead && item.dead_seeds > 0 && badge("dead", `${item.dead_seeds} dead`, "dead seeds are not averaged"),
+    !item.dead &&
+      item.dead_seeds > 0 &&
+      badge("dead", `${item.dead_seeds} dead`, "dead seeds are not averaged"),
     item.missing > 0 && badge("failed", `${item.missing} missing`, "failed or unfinished runs"),
   ].filter(Boolean);
 }
 
 // What is looked at: kept in the address, so that a reload or a link shows the same.
 const FILTERS = ["query", "dataset", "attack", "defense", "status"];
-const state = { view: "groups", sort: "", down: false, group: null, picked: new Set(), inside: null, rows: 200 };
+const state = {
+  view: "groups",
+  sort: "",
+  down: false,
+  group: null,
+  picked: new Set(),
+  inside: null,
+  rows: 200,
+};
 
 function saveState() {
   const kept = new URLSearchParams();
