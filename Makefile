@@ -21,6 +21,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: setup ## Run the main job: one backdoored digit network, four defenses, one table
 	$(BIN)/python run.py -m attack=badnet defense=none,prune,finetune,fineprune
 
+dashboard: setup ## Build RUNS/dashboard.html from the records in RUNS
+	$(BIN)/python -m finepruning.dashboard $(RUNS)
+
 test: setup ## Run the tests
 	$(BIN)/pytest -m "not slow"
 
@@ -45,4 +48,4 @@ lock: ## Resolve the dependencies anew
 clean: ## Remove the environment and caches; runs and store stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-all check bench figures experiments lock clean
+.PHONY: help setup demo dashboard test test-all check bench figures experiments lock clean

@@ -1,0 +1,145 @@
+"""What the page draws, as plain data: runs, groups over seeds, and a verdict for each attack."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finepruning.dashboard.pictures import Pictures
+from finepruning.dashboard.reading import UNKNOWN, Run, Skipped
+from finepruning.dashboard.rows import Row, Table, run_row
+from finepruning.dashboard.verdict import summary, verdict
+
+ORDER = ("dataset", "attack_label", "model", "defense_label")
+
+
+def page_data(
+    runs: Sequence[Run], skipped: Sequence[Skipped], budget: float, pictures: Pictures
+) -> dict[str, Any]:
+    """Return all that the page shows as plain values.
+
+    Args:
+        runs: As :func:`finepruning.dashboard.reading.find_runs` gives them.
+        skipped: Likewise. A record whose fields are of a wrong kind is added to them.
+        budget: Loss of clean accuracy that a defense may cost, a fraction.
+        pictures: Takes in the runs' pictures as far as they fit.
+    """
+    tables = {name: Table() for name in ("curves", "environments", "channels")}
+    rows: list[Row] = []
+    refused = list(skipped)
+    for run in runs:
+        try:
+            rows.append(run_row(run, tables, pictures) | {"id": len(rows)})
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            reason = f"not a record of this program ({type(error).__name__}: {error})"
+            refused.append(Skipped(run.folder.name, reason))
+    _name_unfinished(rows)
+    groups = _group(rows)
+    common = _common([row["config"] for row in rows])
+    for row in rows:
+        row["config"] = {key: value for key, value in row["config"].items() if key not in common}
+        del row["chosen"], row["seeds"]
+    return {
+        "budget": budget,
+        "runs": rows,
+        "groups": sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]),
+        "verdicts": _verdicts(groups, budget),
+        "common": common,
+        "skipped": [skip._asdict() for skip in refused],
+        "pictures": pictures.embedded,
+        **{name: table.values for name, table in tables.items()},
+    }
+
+
+def _group(rows: Sequence[Row]) -> list[Row]:
+    """Return the groups over seeds, and note in each row its group and how the page calls it.
+
+    Runs that agree in all but the defense share a setting: one attack on one network. Runs of a setting
+    that agree in the defense, too, are a group: they differ in their seeds only.
+    """
+    settings, groups = Table(), Table()
+    members = defaultdict(list)
+    for row in rows:
+        of_defense = {key: value for key, value in row["chosen"].items() if key.split(".")[0] == "defense"}
+        of_setting = {key: value for key, value in row["chosen"].items() if key not in of_defense}
+        about = {key: row[key] for key in ("dataset", "model", "attack")}
+        setting = settings.place(about | {"chosen": of_setting})
+        row["group"] = groups.place({"setting": setting, "defense": row["defense"], "chosen": of_defense})
+        members[row["group"]].append(row)
+    _label(settings.values, ("dataset", "attack"), "attack", "attack_label")
+    _label(groups.values, ("defense",), "defense", "defense_label")
+    found = [
+        about | settings.values[about["setting"]] | summary(members[place]) | {"id": place, "chosen": None}
+        for place, about in enumerate(groups.values)
+    ]
+    for row in rows:
+        row["labels"] = [found[row["group"]][name] for name in ("attack_label", "defense_label")]
+    return found
+
+
+def _verdicts(groups: Sequence[Row], budget: float) -> list[Row]:
+    """Return one verdict a setting: a network with one attack in it."""
+    settings = defaultdict(list)
+    for group in sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]):
+        settings[group["setting"]].append(group)
+    return [
+        {"dataset": found[0]["dataset"], "attack": found[0]["attack_label"], "model": found[0]["model"]}
+        | verdict(found, budget)
+        for found in settings.values()
+    ]
+
+
+def _name_unfinished(rows: Sequence[Row]) -> None:
+    """Give a run without a record the names of its parts, from runs that were configured alike."""
+    parts = ("dataset", "model", "attack", "defense")
+
+    def part(row: Row, key: str) -> tuple[str, str]:
+        chosen = {name: value for name, value in row["chosen"].items() if name.split(".")[0] == key}
+        return key, json.dumps(chosen, sort_keys=True)
+
+    names = {part(row, key): row[key] for row in rows for key in parts if row[key] != UNKNOWN}
+    for row in rows:
+        row |= {key: names.get(part(row, key), UNKNOWN) for key in parts if row[key] == UNKNOWN}
+
+
+def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what all configurations have in common."""
+    first, *others = configs or [{}]
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
+
+
+def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> None:
+    """Name each item so that it differs from its like: ``prune`` becomes ``prune, max_drop 0.02``.
+
+    Args:
+        items: With their ``chosen`` values; the label is added to each.
+        same: Keys that must agree for two items to be alike.
+        name: Key of the name that is extended.
+        label: Key of the label.
+    """
+    alike = defaultdict(list)
+    for item in items:
+        alike[tuple(item[key] for key in same)].append(item)
+    for found in alike.values():
+        common = _common([item["chosen"] for item in found])
+        named: dict[str, list[Any]] = defaultdict(list)
+        for item in found:
+            own = {
+                key.rsplit(".", 1)[-1]: value
+                for key, value in item["chosen"].items()
+                if key not in common and value is not None and not key.endswith("_target_")
+            }
+            models = {other.get("model") for other in found}
+            if len(models) > 1:
+                own = {"model": item["model"]} | own
+            text = ", ".join(
+                [item[name], *(f"{key} {str(value)[:24]}" for key, value in list(own.items())[:3])]
+            )
+            if item["chosen"] not in named[text]:
+                named[text].append(item["chosen"])
+            number_of = named[text].index(item["chosen"])
+            item[label] = f"{text} ({number_of + 1})" if number_of else text

@@ -1,0 +1,137 @@
+"""Records for the dashboard's tests: shaped like real ones, made without training."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+DEFENSES = {"none": (0.0, 0.0), "prune": (0.02, 0.6), "finetune": (0.004, 0.1), "fineprune": (0.006, 0.97)}
+CHANNELS = 64
+
+
+def rate(hits: int, total: int) -> dict[str, Any]:
+    """Value, counts and a Wilson interval, computed here by its formula."""
+    share, z = hits / total, 1.959964
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return {
+        "value": share,
+        "counts": {"hits": hits, "total": total},
+        "interval": [middle - half, middle + half],
+    }
+
+
+def scores(clean: float, success: float | None, total: int = 1000) -> dict[str, Any]:
+    rates = {"clean_accuracy": rate(round(clean * total), total)}
+    if success is not None:
+        rates["attack_success_rate"] = rate(round(success * total), total)
+        rates["robust_accuracy"] = rate(round((1 - success) * total), total)
+    values: dict[str, Any] = dict.fromkeys(("clean_accuracy", "attack_success_rate", "robust_accuracy"))
+    return {
+        **values,
+        **{name: found["value"] for name, found in rates.items()},
+        "counts": {name: found["counts"] for name, found in rates.items()},
+        "intervals": {name: found["interval"] for name, found in rates.items()},
+    }
+
+
+def curve(stop: int, channels: int = CHANNELS) -> list[dict[str, Any]]:
+    return [
+        {
+            "channels_pruned": step,
+            "layer": "features.pool3" if step else None,
+            "number": step - 1 if step else None,
+            "pruned": 0 < step <= stop,
+            "validation_accuracy": 0.99 - 0.3 * (step / channels) ** 4,
+            "clean_accuracy": 0.98 - 0.4 * (step / channels) ** 4,
+            "attack_success_rate": 1 / (1 + math.exp(12 * (step / channels - 0.6))),
+            "robust_accuracy": 0.5,
+        }
+        for step in range(channels + 1)
+    ]
+
+
+def make(
+    dataset: str = "digits", attack: str = "badnet", defense: str = "fineprune", seed: int = 1, **changes: Any
+) -> dict[str, Any]:
+    """Return a finished run's record; a key with a dot in ``changes`` reaches into the configuration."""
+    cost, cut = DEFENSES[defense]
+    wobble = 0.002 * ((seed * 7 + len(attack)) % 5)
+    before = (0.99 - wobble, 0.995 - wobble)
+    after = (before[0] - cost, before[1] * (1 - cut))
+    name = f"{dataset}-{attack}-{defense}-s{seed}-0123abcd"
+    pruned = {"prune": 30, "fineprune": 30}.get(defense)
+    config: dict[str, Any] = {
+        "dataset": {"_target_": "finepruning.data.digits.Digits", "size": 32},
+        "model": {"_target_": "finepruning.networks.DigitsCNN", "width": 16},
+        "attack": {"target_label": 0, "poison_rate": 0.1, "seed": seed, "trigger": {"size": 3}},
+        "defense": None if defense == "none" else {"max_drop": 0.04, "order_seed": seed, "layers": ["pool3"]},
+        "seed": seed,
+        "runs_dir": "runs",
+        "name": name,
+    }
+    for key in [key for key in changes if "." in key]:
+        *path, last = key.split(".")
+        place = config
+        for part in path:
+            place = place[part]
+        place[last] = changes.pop(key)
+    record = {
+        "schema": 1,
+        "name": name,
+        "dataset": dataset,
+        "model": "digits_cnn",
+        "attack": attack,
+        "defense": defense,
+        "seed": seed,
+        "command": f"python run.py dataset={dataset} attack={attack} defense={defense} seed={seed}",
+        "config": config,
+        "commit": "a" * 40,
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "hardware": {"cores": 2, "gpus": []},
+        "status": "finished",
+        "scores": {"suspect": scores(*before), "defended": scores(*after)},
+        "dead": False,
+        "pruning": curve(pruned) if pruned else [],
+        "stages": {"suspect": "suspect/1"},
+        "seconds": {"suspect": 30.0, "run": 12.5},
+        "peak_memory_mb": 690.8,
+    }
+    return record | changes
+
+
+def write(root: Path, record: dict[str, Any], log: str | None = None) -> Path:
+    """Write a record into a folder of its name, made fit for a file system."""
+    folder = root / "".join(
+        letter if letter.isalnum() or letter in "-_." else "_" for letter in record["name"]
+    )
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    if log is not None:
+        (folder / "run.log").write_text(log)
+    return folder
+
+
+def activations(channels: int = CHANNELS) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": "features.pool3",
+            "number": number,
+            "clean": 0.02 * number**1.1,
+            "triggered": 0.02 * number**1.1 + (1.5 if number % 13 == 2 else 0.0),
+            "pruned": number < 30,
+        }
+        for number in range(channels)
+    ]
+
+
+def write_many(root: Path, count: int, **changes: Any) -> None:
+    """Write ``count`` runs: data sets x attacks x defenses x as many seeds as it takes."""
+    cells = [(d, a, e) for d in ("digits", "mnist", "gtsrb") for a in ("badnet", "blended") for e in DEFENSES]
+    for number in range(count):
+        seed, cell = divmod(number, len(cells))
+        write(
+            root,
+            make(*cells[cell], seed=seed + 1, activations=activations(), **changes),
+            log="Training ...\n" * 20,
+        )
