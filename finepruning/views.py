@@ -98,10 +98,10 @@ class Watch:
         self._seen[self._kind] += len(logits)
 
 
-def watched_layers(network: nn.Module, defense: nn.Module | None) -> list[str]:
+def watched_layers(network: nn.Module, pruned: Sequence[str]) -> list[str]:
     """Return the layers to watch: those that a defense prunes, or the network's own choice, if it has one."""
     try:
-        return list(getattr(defense, "layers", ())) or [str(network.pruned_layer)]
+        return list(pruned) or [str(network.pruned_layer)]
     except (AttributeError, ValueError):  # a stranger's network need not name one
         return []
 

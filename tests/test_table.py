@@ -72,7 +72,7 @@ def test_a_goodnet_has_a_row_of_its_own_with_what_it_rejects() -> None:
         goodnet=scores
         | {
             "triggered_rejected": 0.25,
-            "intervals": intervals | dict.fromkeys(("clean_accuracy", "attack_success_rate"), [0, 1]),
+            "intervals": intervals | {key: [0, 1] for key in ("clean_accuracy", "attack_success_rate")},
         }
     ).splitlines()
     row = next(line for line in rows if "+ GoodNet" in line)

@@ -91,7 +91,7 @@ def test_more_than_a_hundred_classes_have_no_matrix() -> None:
 
 
 def test_a_network_that_names_no_layer_is_not_watched() -> None:
-    assert watched_layers(small_network(), None) == []
+    assert watched_layers(small_network(), ()) == []
 
 
 def test_the_sheet_shows_clean_triggered_and_their_difference() -> None:

@@ -3,6 +3,9 @@
 import sklearn.datasets  # noqa: F401 - the embedded digits
 
 from finepruning.pipeline import loggers, stages  # noqa: F401 - torch, Lightning and W&B come with them
-from finepruning.store import code_version
+from finepruning.store.code import ROOMS, code_version
 
-code_version()  # kept, so that no job parses the code anew, and all jobs name the code that was loaded
+for kind in ROOMS:
+    code_version(
+        kind
+    )  # kept, so that no job parses the code anew, and all jobs name the code that was loaded

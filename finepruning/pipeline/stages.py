@@ -52,7 +52,8 @@ class Run:
         stages, parts = self.stages(), self.parts
         start = time.perf_counter()
         network = stages["suspect"].load_into(parts.network)
-        watches = {"suspect": Watch(network, watched_layers(network, parts.defense), parts.test.labels)}
+        layers = watched_layers(network, parts.defense.layers if parts.defense else ())
+        watches = {"suspect": Watch(network, layers, parts.test.labels)}
         scores = {"suspect": self._score(network, watches["suspect"])}
         if parts.source is not None:
             scores["source"] = self._score_source(parts.source, stages["source"])
