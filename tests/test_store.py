@@ -141,7 +141,7 @@ def test_the_defenders_code_decides_no_suspect(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_kinds_rooms_hold_all_that_they_import() -> None:
-    # of data and suspect the parts that matter are named; the others build from the key, or keep it
+    # of data and suspect only the named parts matter; the others build from what the key holds, or keep it
     decide_nothing = {"data", "suspect", "pipeline.build", "pipeline.epochs", "store"}
     for rooms in ROOMS.values():
         files = [path for room in rooms for path in source_files(room)]
