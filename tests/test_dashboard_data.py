@@ -330,6 +330,7 @@ def test_watching_builds_again_when_a_run_arrives(
     assert "No runs in" in said[0]
 
 
+@pytest.mark.slow
 def test_a_real_record_is_read_whole(quick_run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     record = quick_run("attack=badnet", "defense=prune")
     data = data_of(tmp_path / "runs")

@@ -26,8 +26,13 @@ function drawNetwork(run) {
     );
     return;
   }
-  const figure = (title, note, inner) =>
-    h("figure", {}, h("figcaption", {}, h("b", {}, title), " ", note), inner);
+  const figure = (title, note, inner, lines) =>
+    h(
+      "figure",
+      {},
+      h("figcaption", {}, h("b", {}, title), " ", note, " ", lines && copyButton(lines)),
+      inner,
+    );
   const image = (number, title, note) =>
     number != null && figure(title, note, h("img", { src: data.pictures[number], alt: `${title}: ${note}` }));
   const bars = run.activations.map((layer) => ({ layer, chart: h("div", { class: "chart" }) }));
@@ -40,8 +45,9 @@ function drawNetwork(run) {
     ...bars.map(({ layer, chart }) =>
       figure(
         `Activations of ${layer.layer}`,
-        "mean of each channel on clean and on triggered test images, in the order of pruning by activation; crosses are pruned.",
+        "mean of each channel on clean and on triggered test images, dormant first; crosses are pruned.",
         chart,
+        () => channelLines(layer),
       ),
     ),
     h(
@@ -55,17 +61,26 @@ function drawNetwork(run) {
     h(
       "div",
       { class: "pair" },
-      ...maps.map(({ network, chart }) =>
-        figure(
-          `Confusion, ${network}`,
-          "true class down, answer across; triggered images as the record holds them.",
-          chart,
-        ),
+      ...maps.map(({ network, counts, chart }) =>
+        figure(`Confusion, ${network}`, "true class down, answer across.", chart, () => counts),
       ),
     ),
   );
   bars.forEach(({ layer, chart }) => drawChannels(chart, layer));
   maps.forEach(({ counts, chart }) => drawConfusion(chart, counts));
+}
+
+const copyButton = (lines) =>
+  h(
+    "button",
+    { type: "button", class: "link", onclick: () => copy(csv(lines(), "\t"), "Data") },
+    "Copy data",
+  );
+
+function channelLines({ means, pruned, layer }) {
+  const { clean, triggered, number } = data.channels[means];
+  const lines = number.map((name, k) => [layer, name, clean[k], triggered[k], pruned.includes(k) ? 1 : 0]);
+  return [["layer", "channel", "clean", "triggered", "pruned"], ...lines];
 }
 
 function drawChannels(place, { means, pruned, layer }) {
