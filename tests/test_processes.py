@@ -357,7 +357,7 @@ def using(place: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
+            files = [str(file.readlink()) for file in (process / "fd").iterdir()]
             if any(str(place) in file for file in files) or str(place) in (process / "cmdline").read_text():
                 found.append(process.name)
         except OSError:

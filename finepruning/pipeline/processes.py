@@ -26,6 +26,7 @@ from typing import Any
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import ParallelStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from finepruning.pipeline.devices import several
@@ -112,7 +113,7 @@ def together(config: DictConfig, work: Callable[[DictConfig], None] | None = Non
     trainer = _trainer(config) if several(config.trainer) else None
     if trainer is None or trainer.world_size == 1:
         yield Team()
-    elif trainer.strategy.launcher is None or work is None:  # torchrun, SLURM or this module started them
+    elif work is None or _are_there(trainer):
         with _joined(trainer) as team:
             yield team
     else:
@@ -130,6 +131,14 @@ def together(config: DictConfig, work: Callable[[DictConfig], None] | None = Non
 def _trainer(config: DictConfig) -> Trainer:
     """Build a trainer that is asked how Lightning sees the processes, and nothing else."""
     return build_trainer(config, Path(config.runs_dir), [], [])
+
+
+def _are_there(trainer: Trainer) -> bool:
+    """Whether torchrun, SLURM or the like started all processes."""
+    strategy = trainer.strategy
+    return isinstance(strategy, ParallelStrategy) and bool(
+        strategy.cluster_environment and strategy.cluster_environment.creates_processes_externally
+    )
 
 
 @contextmanager
