@@ -33,8 +33,6 @@ from finepruning.pipeline.devices import several
 from finepruning.pipeline.training import build_trainer, check_world_size
 from finepruning.store import Stage, Store
 
-log = logging.getLogger(__name__)
-
 PATIENCE = timedelta(days=7)  # the others wait this long while the first one waits for a stage or scores
 GRACE = 20.0  # seconds in which the first process ends by itself after another one did
 
@@ -144,6 +142,7 @@ def _are_there(trainer: Trainer) -> bool:
 @contextmanager
 def _joined(trainer: Trainer) -> Iterator[Team]:
     """Connect the processes as Lightning does it, check that all are there, and wait for all at the end."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # not that processes are connected
     trainer.strategy.setup_environment()
     try:
         check_world_size(trainer)
