@@ -61,7 +61,6 @@ def _targets(node: Any) -> list[str]:
 
 def _quieten() -> None:
     """Keep Lightning from saying what a record says, or what does not hold here."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # that processes are connected
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # devices, tips, the end of each fit
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch

@@ -26,13 +26,12 @@ from typing import Any
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import ParallelStrategy
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from finepruning.pipeline.devices import several
 from finepruning.pipeline.training import build_trainer, check_world_size
 from finepruning.store import Stage, Store
-
-log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(days=7)  # the others wait this long while the first one waits for a stage or scores
 GRACE = 20.0  # seconds in which the first process ends by itself after another one did
@@ -112,7 +111,7 @@ def together(config: DictConfig, work: Callable[[DictConfig], None] | None = Non
     trainer = _trainer(config) if several(config.trainer) else None
     if trainer is None or trainer.world_size == 1:
         yield Team()
-    elif trainer.strategy.launcher is None or work is None:  # torchrun, SLURM or this module started them
+    elif work is None or _are_there(trainer):
         with _joined(trainer) as team:
             yield team
     else:
@@ -132,9 +131,18 @@ def _trainer(config: DictConfig) -> Trainer:
     return build_trainer(config, [], [])
 
 
+def _are_there(trainer: Trainer) -> bool:
+    """Whether torchrun, SLURM or the like started all processes."""
+    strategy = trainer.strategy
+    return isinstance(strategy, ParallelStrategy) and bool(
+        strategy.cluster_environment and strategy.cluster_environment.creates_processes_externally
+    )
+
+
 @contextmanager
 def _joined(trainer: Trainer) -> Iterator[Team]:
     """Connect the processes as Lightning does it, check that all are there, and wait for all at the end."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # not that processes are connected
     trainer.strategy.setup_environment()
     try:
         check_world_size(trainer)
