@@ -163,6 +163,7 @@ class ClusterLauncher(Launcher):
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
+            config.hydra.job.chdir = False  # a worker does not know of version_base, which says so here
             config.group = self.config.group  # resolved here, so that all jobs have the same
         HydraConfig.instance().set_config(config)
         place = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)

@@ -1,8 +1,10 @@
 """The launcher of ``-m`` on a SLURM cluster: job arrays, given to sbatch by submitit."""
 
 import logging
+import os
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import CompactHydraException
@@ -12,6 +14,7 @@ from finepruning.launcher.clusters import ClusterLauncher, Job, alike, report, w
 
 log = logging.getLogger(__name__)
 
+CODE = Path(__file__).parents[2]
 GENERIC = {  # what submitit calls by a name of its own; the other options are sbatch's
     "cpus_per_task",
     "gpus_per_node",
@@ -53,6 +56,8 @@ class SlurmLauncher(ClusterLauncher):
             CompactHydraException: If sbatch refuses what the launcher's options ask for.
         """
         running: list[tuple[Any, Job]] = []
+        # sbatch passes the environment on: a worker imports the code that runs here, whatever is installed
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
         try:
             for group in alike(jobs):
                 running += zip(_submit(group), group, strict=True)
