@@ -97,8 +97,8 @@ class Parts:
         """Say what has nothing to do; raise ValueError if parts do not go together."""
         if self.detector is not None and self.defense is None:
             log.warning(
-                "detector=disagreement compares the suspect with a repaired network, and defense=none repairs "
-                "nothing: this run has no detector."
+                "detector=disagreement compares the suspect with a repaired network, and defense=none "
+                "repairs nothing: this run has no detector."
             )
         pruning = self.defense.pruning if self.defense else None
         if pruning is not None and pruning.oracle and self.scored_attack is None:
