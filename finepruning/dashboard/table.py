@@ -86,7 +86,7 @@ def _detector_row(scores: Mapping[str, Any]) -> list[Text]:
     """Return a row below a run's: its suspect and its repaired network as one, which may reject images."""
     shown = [Text(_percent(scores, name)) for name in ("clean_accuracy", "attack_success_rate")]
     said = [
-        f"{_percent(scores, f'{kind}_rejected')} of {kind}"
+        f"{_value(scores[f'{kind}_rejected'])} of {kind}"
         for kind in ("clean", "triggered")
         if scores[f"{kind}_rejected"] is not None
     ]
