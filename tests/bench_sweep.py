@@ -1,6 +1,6 @@
 """What a sweep adds to the work in it, and what a second core brings.
 
-The embedded digits, as configured, with W&B writing offline; every side starts with an empty store. Both sides have
+The embedded digits, as configured, with W&B writing offline; every side starts with an empty store. Both have
 torch loaded: here by this process, in a sweep by its fork server, which is warmed up first.
 """
 
