@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from finepruning import record as records
-from finepruning.launcher.display import board, line
+from finepruning.launcher.display import Display, board, line
 from finepruning.launcher.forecast import Earlier, announcement, duration, earlier_runs, estimate
 from finepruning.launcher.plan import (
     SUSPECT_PARTS,
@@ -225,6 +225,18 @@ def test_a_board_of_two_hundred_jobs_fits_a_screen() -> None:
     assert "98.0" in text
     assert "reason 149" in text
     assert "more" not in text
+
+
+def test_a_terminal_gets_a_live_board_and_anything_else_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for terminal in (True, False):
+        file = io.StringIO()
+        display = Display(3, 1, Console(file=file, width=100, force_terminal=terminal))
+        with display:
+            display.started(job(1))
+            display.ended(Outcome(job(2), 12.4, (0.98, 0.003)))
+        assert ("2 of 3 runs done, 1 running, 0 waiting, 0 failed" in file.getvalue()) == terminal
+    assert caplog.messages == ["[2/3] done seed=2, 12 s, clean 98.0 %, attack 0.3 %"]
 
 
 def test_a_line_tells_how_a_job_ended() -> None:

@@ -106,7 +106,7 @@ def board(
     for outcome in failed[-LAST_FAILED:]:
         reason = Text(f"{outcome.job.overrides}\n{str(outcome.error).splitlines()[0]}")
         table.add_row(Text("failed", style="red"), reason, _clock(outcome.seconds))
-    return Group(counts, table)
+    return Group(Text(counts), table)
 
 
 def _clock(seconds: float) -> str:

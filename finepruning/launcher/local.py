@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -73,26 +74,31 @@ class LocalLauncher(Launcher):
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        lines = telling([filter_overrides(each) for each in job_overrides])
         try:
-            lines = telling([filter_overrides(each) for each in job_overrides])
             jobs = unique(
                 [
                     self._job(initial_job_idx + place, list(overrides), line)
                     for place, (overrides, line) in enumerate(zip(job_overrides, lines, strict=True))
                 ]
             )
-            outcomes = self._run(jobs)
+            refused, left = _unfinished(jobs)
+            context = server({job.choices["logger"] for job in left})
+            gpus = gpu_names(context) if any(job.gpus for job in left) else []
+            check_gpus(left, len(gpus))
         except ValueError as error:
             raise CompactHydraException(str(error)) from error
-        failed = [outcome for outcome in outcomes if outcome.error]
+        display = Display(len(jobs), len(jobs) - len(left) - len(refused), Console(stderr=True))
+        for outcome in refused:
+            display.ended(outcome)
+        self._run(context, left, gpus, display)
+        failed = [outcome for outcome in display.outcomes if outcome.error]
         broken = {outcome.job for outcome in failed}
         found = [records.read(job.place) for job in jobs if job not in broken]
         show([record for record in found if record is not None])
         log.info("Runs: %s", Path(self.config.runs_dir).resolve())
         if failed:
-            reasons = "\n".join(
-                f"  {each.job.overrides}: {each.error} (see {each.job.place / 'run.log'})" for each in failed
-            )
+            reasons = "\n".join(f"  {each.job.overrides}: {each.error}{_log_of(each.job)}" for each in failed)
             raise CompactHydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
         return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in job_overrides]
 
@@ -112,36 +118,43 @@ class LocalLauncher(Launcher):
             place=Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir),
             chosen=choices_hash(config),
             choices=dict(config.hydra.runtime.choices),
-            epochs=plain["trainer"]["max_epochs"],
+            epochs=max(0, plain["trainer"]["max_epochs"] or 0),
             cores=cores_needed(plain["trainer"]),
             gpus=gpus_needed(plain["trainer"]),
             suspect=suspect_hash(plain),
             defended=defended_hash(plain),
         )
 
-    def _run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Say what is to do, do it, and return how it ended."""
-        refused, left = _unfinished(jobs)
-        context = server({job.choices["logger"] for job in left})
-        gpus = gpu_names(context) if any(job.gpus for job in left) else []
-        check_gpus(left, len(gpus))
-        n_jobs = self.n_jobs or at_a_time(left, available_cores(), len(gpus))
-        earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir))
-        log.info(announcement(len(jobs), left, earlier, n_jobs))
+    def _run(
+        self, context: ForkServerContext, jobs: Sequence[Job], gpus: Sequence[str], display: Display
+    ) -> None:
+        """Say what is to do, and do it.
+
+        Raises:
+            SystemExit: If a signal stopped it.
+        """
+        cores = available_cores()
+        n_jobs = self.n_jobs or at_a_time(jobs, cores, len(gpus))
+        earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
+        log.info(announcement(display.total, jobs, earlier, n_jobs))
+        busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
+        if busy > cores:
+            log.info("They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores)
         made = {made_by for run in earlier for made_by in run.hashes}
-        display = Display(len(jobs), len(jobs) - len(left) - len(refused), Console(stderr=True))
         try:
             with display:
-                for outcome in refused:
-                    display.ended(outcome)
-                run_jobs(context, left, n_jobs, gpus, made, display)
+                run_jobs(context, jobs, n_jobs, gpus, made, display)
         except Stopped as stopped:
             name = signal.Signals(stopped.number).name
             done = sum(not outcome.error for outcome in display.outcomes) + display.earlier
-            log.info("Stopped by %s: %d of %d runs are done.", name, done, len(jobs))
+            log.info("Stopped by %s: %d of %d runs are done.", name, done, display.total)
             log.info("The same command goes on with the rest.")
             sys.exit(128 + stopped.number)
-        return display.outcomes
+
+
+def _log_of(job: Job) -> str:
+    log_file = job.place / "run.log"
+    return f" (see {log_file})" if log_file.exists() else ""
 
 
 def _unfinished(jobs: Sequence[Job]) -> tuple[list[Outcome], list[Job]]:
