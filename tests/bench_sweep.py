@@ -1,12 +1,7 @@
 """What a sweep adds to the work in it, and what a second core brings.
 
-<<<<<<< HEAD
-The embedded digits, as configured, W&B's offline logging included; every side starts with an empty store.
-Both sides have torch loaded: here by this process, in a sweep by its fork server, which is warmed up first.
-=======
 The embedded digits, as configured, with W&B writing offline; every side starts with an empty store. Both have
 torch loaded: here by this process, in a sweep by its fork server, which is warmed up first.
->>>>>>> launch
 """
 
 import contextlib
