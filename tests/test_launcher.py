@@ -165,7 +165,10 @@ GRID = ("attack=badnet", "defense=none,prune,finetune", "seed=1,2")
 
 def start_sweep(place: Path, *overrides: str, **options: Any) -> subprocess.Popen[str]:
     """Start a sweep as a leader of a process group of its own, as a shell does."""
-    given = (*QUICK, f"runs_dir={place / 'runs'}", f"store_dir={place / 'store'}", *overrides)
+    all_given = (*QUICK, f"runs_dir={place / 'runs'}", f"store_dir={place / 'store'}", *overrides)
+    given = {
+        each.split("=")[0]: each for each in all_given
+    }.values()  # the last of a key, which may come once
     return subprocess.Popen(
         [sys.executable, "run.py", "-m", *given],
         cwd=ROOT,
