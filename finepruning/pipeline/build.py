@@ -116,14 +116,14 @@ def _build_ours(config: DictConfig, packed: Packed) -> Parts:
     mean, std = channel_statistics(attacker)
     facts = {"image_shape": train.image_shape, "num_classes": len(packed.classes), "mean": mean, "std": std}
     seed_everything(config.seed, verbose=False)
-    network = build(config.model, **facts)
+    network = _build_network(config, facts)
     attack = build_attack(config)
     if attack is not None:
         attack.check(attacker, len(packed.classes))
     if isinstance(attack, PruningAware | Transfer):
         attack.check_network(network)
     augment = build(config.training.get("augment"))
-    tuned = build(config.model, **facts)
+    tuned = _build_network(config, facts)
     return Parts(
         packed=packed,
         network=network,
@@ -146,6 +146,12 @@ def _check_decoys(config: DictConfig) -> None:
             "attack/pruning_aware=decoys adds decoys to an attack that trains a network with a trigger. "
             "Choose one, such as attack=badnet; none, suspect and transfer have nothing to add them to."
         )
+
+
+def _build_network(config: DictConfig, facts: dict[str, Any]) -> nn.Module:
+    """Build a network in the memory layout in which it is trained, so that it always rounds alike."""
+    network: nn.Module = build(config.model, **facts)
+    return network.to(memory_format=torch.channels_last) if config.trainer.channels_last else network
 
 
 def build_attack(config: DictConfig) -> Attack | None:
@@ -189,7 +195,7 @@ def _build_source(config: DictConfig, attack: Transfer, image_shape: tuple[int, 
     return Source(
         images=images,
         test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
-        network=build(config.model, **facts),
+        network=_build_network(config, facts),
         augment=build(source.training.get("augment")),
         training=training,
         max_epochs=source.trainer.max_epochs,
@@ -216,7 +222,7 @@ def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
     facts = {"image_shape": shape, "num_classes": len(packed.classes)}
     facts |= normalisation(options["white"], options["mean"], options["std"], shape[0])
     seed_everything(config.seed, verbose=False)
-    network, tuned = build(config.model, **facts), build(config.model, **facts)
+    network, tuned = _build_network(config, facts), _build_network(config, facts)
     load_suspect(network, weights, shape, len(packed.classes), options["layer_map"])
     attack: KnownAttack | None = build(config.get("attack"))
     if attack is not None:
