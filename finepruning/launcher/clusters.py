@@ -3,30 +3,24 @@
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hydra._internal.callbacks import Callbacks
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
-from hydra.errors import CompactHydraException
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from finepruning import pipeline
-from finepruning import record as records
+from finepruning.launcher.jobs import compose, conclude
 
 log = logging.getLogger(__name__)
 
@@ -136,22 +130,13 @@ class ClusterLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs, print the table of their records, and fail if one of them did."""
-        from finepruning.dashboard import show  # here, since --help has no table to print
-
         assert self.config is not None
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [self._job(initial_job_idx + place, list(each)) for place, each in enumerate(job_overrides)]
         self.run(jobs)
-        found = [records.read(job.place) for job in jobs if not job.error]
-        show([record for record in found if record is not None])
-        log.info("Runs: %s", Path(self.config.runs_dir).resolve())
-        failed = [job for job in jobs if job.error]
-        if failed:
-            reasons = "\n".join(
-                f"  {job.overrides}: {job.error} (see {job.place / 'run.log'})" for job in failed
-            )
-            raise CompactHydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
+        failed = [(job.overrides, job.error, job.place) for job in jobs if job.error]
+        conclude([job.place for job in jobs], failed, self.config.runs_dir)
         return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in jobs]
 
     def run(self, jobs: list[Job]) -> None:
@@ -160,13 +145,7 @@ class ClusterLauncher(Launcher):
 
     def _job(self, number: int, overrides: list[str]) -> Job:
         assert self.config is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-            config.hydra.job.chdir = False  # a worker does not know of version_base, which says so here
-            config.group = self.config.group  # resolved here, so that all jobs have the same
-        HydraConfig.instance().set_config(config)
-        place = Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        config, place = compose(self.hydra_context, self.config, overrides, number)
         return Job(" ".join(filter_overrides(overrides)), config, place)
 
 
@@ -174,34 +153,6 @@ def report(job: Job, done: int, total: int) -> None:
     """Say that a job has ended."""
     word = "failed" if job.error else "done"
     log.info("[%d/%d] %s %s, %.0f s", done, total, word, job.overrides, time.perf_counter() - job.started)
-
-
-def work(config: DictConfig, place: str) -> str | None:
-    """Run one job in this process of its own, on any machine; return why it failed, or None.
-
-    Its terminal output goes to ``run.log`` in the run's folder, as with the local launcher.
-    """
-    Path(place).mkdir(parents=True, exist_ok=True)
-    output = os.open(Path(place) / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    setup_globals()
-    try:
-        result = run_job(
-            task_function=pipeline.run,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=HydraContext(config_loader=None, callbacks=Callbacks()),  # type: ignore[arg-type]
-        )
-        _ = result.return_value  # reading it raises what the job raised
-    except Exception as error:
-        if isinstance(error, CompactHydraException):
-            print(error, file=sys.stderr)
-        else:
-            traceback.print_exc()
-        return str(error) or type(error).__name__
-    return None
 
 
 def alike(jobs: Sequence[Job]) -> list[list[Job]]:

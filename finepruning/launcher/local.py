@@ -17,13 +17,13 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from finepruning import pipeline
-from finepruning import record as records
 from finepruning.launcher.display import Display
 from finepruning.launcher.forecast import announcement, earlier_runs
+from finepruning.launcher.jobs import compose, conclude
 from finepruning.launcher.plan import (
     Job,
     Outcome,
@@ -70,8 +70,6 @@ class LocalLauncher(Launcher):
             CompactHydraException: If the sweep makes no sense, before any job, or jobs failed, at the end.
             SystemExit: If a signal stopped it.
         """
-        from finepruning.dashboard import show  # here, since --help has no table to print
-
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         lines = telling([filter_overrides(each) for each in job_overrides])
@@ -92,22 +90,12 @@ class LocalLauncher(Launcher):
         for outcome in refused:
             display.ended(outcome)
         self._run(context, left, gpus, display)
-        failed = [outcome for outcome in display.outcomes if outcome.error]
-        broken = {outcome.job for outcome in failed}
-        found = [records.read(job.place) for job in jobs if job not in broken]
-        show([record for record in found if record is not None])
-        log.info("Runs: %s", Path(self.config.runs_dir).resolve())
-        if failed:
-            reasons = "\n".join(f"  {each.job.overrides}: {each.error}{_log_of(each.job)}" for each in failed)
-            raise CompactHydraException(f"{len(failed)} of {len(jobs)} runs failed:\n{reasons}")
+        failed = [(each.job.overrides, each.error, each.job.place) for each in display.outcomes if each.error]
+        conclude([job.place for job in jobs], failed, self.config.runs_dir)
         return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def _job(self, number: int, overrides: list[str], line: str) -> Job:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-            config.group = self.config.group  # resolved here, so that all jobs have the same
-        HydraConfig.instance().set_config(config)  # names resolve with it
+        config, place = compose(self.hydra_context, self.config, overrides, number)
         plain: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
@@ -115,7 +103,7 @@ class LocalLauncher(Launcher):
             number=number,
             overrides=line,
             config=config,
-            place=Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir),
+            place=place,
             chosen=choices_hash(config),
             choices=dict(config.hydra.runtime.choices),
             epochs=max(0, plain["trainer"]["max_epochs"] or 0),
@@ -150,11 +138,6 @@ class LocalLauncher(Launcher):
             log.info("Stopped by %s: %d of %d runs are done.", name, done, display.total)
             log.info("The same command goes on with the rest.")
             sys.exit(128 + stopped.number)
-
-
-def _log_of(job: Job) -> str:
-    log_file = job.place / "run.log"
-    return f" (see {log_file})" if log_file.exists() else ""
 
 
 def _unfinished(jobs: Sequence[Job]) -> tuple[list[Outcome], list[Job]]:

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +14,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-from hydra._internal.callbacks import Callbacks
-from hydra.core.utils import run_job, setup_globals
-from hydra.errors import CompactHydraException
-from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from finepruning import pipeline
 from finepruning import record as records
 from finepruning.launcher.display import Display
+from finepruning.launcher.jobs import work
 from finepruning.launcher.plan import Job, Outcome, next_job, visible_gpus
 from finepruning.launcher.signals import end_group, end_rest, lead_group, stop_signals
 
@@ -199,24 +194,7 @@ def _work(config: DictConfig, place: Path, gpus: Sequence[str], reason: Connecti
     lead_group()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)  # in time: nothing has started CUDA yet
-    place.mkdir(parents=True, exist_ok=True)
-    output = os.open(place / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    setup_globals()
-    try:
-        result = run_job(
-            task_function=pipeline.run,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=HydraContext(config_loader=None, callbacks=Callbacks()),  # type: ignore[arg-type]
-        )
-        _ = result.return_value  # reading it raises what the job raised
-    except Exception as error:
-        if isinstance(error, CompactHydraException):
-            print(error, file=sys.stderr)
-        else:
-            traceback.print_exc()
-        reason.send((str(error) or type(error).__name__)[:LONGEST_REASON])
+    why = work(config, place)
+    if why is not None:
+        reason.send(why[:LONGEST_REASON])
         sys.exit(1)

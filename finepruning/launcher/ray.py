@@ -9,7 +9,8 @@ from typing import Any
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from finepruning.launcher.clusters import ClusterLauncher, Job, report, work
+from finepruning.launcher.clusters import ClusterLauncher, Job, report
+from finepruning.launcher.jobs import work
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def work_there(directory: str, environment: Mapping[str, str], config: DictConfi
     """Run one job on a worker, in the folder and with the variables of the sweep's start."""
     os.chdir(directory)
     os.environ.update(environment)
-    return work(config, place)
+    return work(config, Path(place))
 
 
 class RayLauncher(ClusterLauncher):

@@ -10,7 +10,8 @@ from typing import Any
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
-from finepruning.launcher.clusters import ClusterLauncher, Job, alike, report, work
+from finepruning.launcher.clusters import ClusterLauncher, Job, alike, report
+from finepruning.launcher.jobs import work
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Work:
 
     def __call__(self, config: DictConfig, place: str) -> str | None:
         """Run the job; return why it failed, or None."""
-        return work(config, place)
+        return work(config, Path(place))
 
     def checkpoint(self, *arguments: Any) -> Any:
         """Return the same job, to be queued again after a timeout."""

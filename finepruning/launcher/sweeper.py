@@ -25,10 +25,11 @@ from hydra.errors import CompactHydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning import search
+from finepruning.launcher.jobs import compose
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -176,11 +177,7 @@ class OptunaSweeper(Sweeper):
         return Path(str(self.config.runs_dir)) / "searches" / f"{name}.journal"
 
     def _place(self, overrides: Sequence[str]) -> Path:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.num = 0
-        HydraConfig.instance().set_config(config)
-        return Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
+        return compose(self.hydra_context, self.config, overrides, 0)[1]
 
 
 def _choice(key: str, override: Override) -> dict[str, Any]:

@@ -123,7 +123,6 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         "attack": attack_name(hydra.runtime.choices),
         "seed": config.seed,
         "group": config.group,
-        "oracle": bool(config.get("oracle", False)),  # chosen by attack success: never ranked
         "command": " ".join(["python run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }

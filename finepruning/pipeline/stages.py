@@ -146,7 +146,8 @@ class Run:
     @property
     def _is_oracle(self) -> bool:
         pruning = self.parts.defense.pruning if self.parts.defense else None
-        return pruning is not None and pruning.oracle
+        searched = self.config.get("oracle", False)  # by a search that was told to look at attack success
+        return searched or (pruning is not None and pruning.oracle)
 
     @property
     def _fit(self) -> Callable[..., None]:
