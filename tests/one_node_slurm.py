@@ -118,4 +118,5 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 if __name__ == "__main__":
     with one_node_slurm() as found:
         print(f"export SLURM_CONF={found['SLURM_CONF']}", flush=True)
-        signal.sigwait([signal.SIGINT, signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, wanted := [signal.SIGINT, signal.SIGTERM])
+        signal.sigwait(wanted)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def sweep(
     tmp_path: Path, name: str, *overrides: str, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run two defenses as a sweep from a folder that is not the worker's, by relative paths."""
+    environment = {**(environment or os.environ), "PYTHONPATH": str(ROOT)}  # this checkout, not one installed
     places = (f"runs_dir={name}", "store_dir=store")
     command = [sys.executable, str(ROOT / "run.py"), "-m", "attack=badnet", "defense=none,prune", *QUICK]
     return subprocess.run(
@@ -214,18 +216,20 @@ def test_a_ray_of_our_own_leaves_the_records_of_a_local_sweep(
 def test_a_ray_cluster_that_is_joined_leaves_the_records_of_a_local_sweep(
     local_records: dict[str, Any], tmp_path: Path
 ) -> None:
+    # Ray 2.60 has tokens on a head node, but a program that joins it asks for none unless it is told
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray, (port,) = str(Path(sys.executable).with_name("ray")), free_ports(1)
-    command = [ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--block"]
+    command = [ray, "start", "--head", f"--port={port}", "--block"]
     options = ["--include-dashboard=false", "--num-cpus=2", f"--temp-dir=/tmp/ray.{os.getpid()}"]
     head = subprocess.Popen(
-        [*command, *options], cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *options], cwd="/", env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         address = f'hydra.launcher.ray.init.address="127.0.0.1:{port}"'
         deadline = time.monotonic() + 120
         while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
             time.sleep(1)
-        done = sweep(tmp_path, "runs", "hydra/launcher=ray", address)
+        done = sweep(tmp_path, "runs", "hydra/launcher=ray", address, environment=environment)
     finally:
         head.terminate()
         head.wait(30)

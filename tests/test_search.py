@@ -1,5 +1,6 @@
 """A search decides by what the defender sees, goes on where it ended, and says what it found."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -350,14 +351,21 @@ def test_the_record_holds_what_the_defender_sees(quick_run: Callable[..., Record
 
 
 def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line on a small network, with its folders below ``folder``."""
-    command = [sys.executable, str(ROOT / "run.py"), *QUICK, *overrides]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    """Run the command line in ``folder``, below which its own folders go."""
+    command = [sys.executable, str(ROOT / "run.py"), *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # this checkout, not one installed
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
 
 
 @pytest.mark.slow
 def test_a_search_on_the_command_line_ends_with_a_command_that_repeats_the_best(tmp_path: Path) -> None:
-    options = ("sweep=optuna", "sweep.trials=2", "defense=prune", "defense.max_drop=interval(0.2,0.6)")
+    options = (
+        *QUICK,
+        "sweep=optuna",
+        "sweep.trials=2",
+        "defense=prune",
+        "defense.max_drop=interval(0.2,0.6)",
+    )
     first = run(tmp_path, *options)
     assert "Best trials of digits-badnet-prune-pareto-" in first.stdout
     command = next(line for line in first.stderr.splitlines() if "Repeat the best: " in line)
@@ -369,7 +377,7 @@ def test_a_search_on_the_command_line_ends_with_a_command_that_repeats_the_best(
 
 @pytest.mark.slow
 def test_the_command_line_beats_a_grid(tmp_path: Path) -> None:
-    run(tmp_path, "sweep=pruning_rates", "defense.prune_rate=0.25,0.5")
+    run(tmp_path, *QUICK, "sweep=pruning_rates", "defense.prune_rate=0.25,0.5")
     found = [records.read(path.parent) for path in (tmp_path / "runs").glob("*/record.json")]
     pruned = [sum(step["pruned"] for step in record["pruning"]) for record in found if record]
     assert sorted(pruned) == [4, 8]

@@ -67,7 +67,8 @@ def _join(init: dict[str, Any]) -> None:
     except (ConnectionError, RuntimeError, TypeError, ValueError) as error:
         raise CompactHydraException(
             f"Ray does not start ({_first_line(error)}). Change hydra.launcher.ray.init: address="
-            "HOST:6379 of a machine that ran 'ray start --head', or null for a Ray on this machine."
+            "HOST:6379 of a machine that ran 'ray start --head' (and RAY_AUTH_MODE=token in the environment "
+            "if it has tokens), or null for a Ray on this machine."
         ) from error
 
 
