@@ -111,22 +111,27 @@ def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: T
     close = torch.zeros_like(batch.changed)
     backwards = batch.places.flip(0)
     width = tail.slopes[0].shape[2]
+    all_go = all(bool((last < steps).all()) for last in batch.last_steps)
+    empty = tail.value(*(torch.zeros_like(head[:1]) for head in batch.heads))  # with no channel left
     tolerance = TOO_CLOSE_TF32 if predictions.is_cuda and torch.backends.cudnn.allow_tf32 else TOO_CLOSE
     for images in torch.arange(predictions.shape[1], device=predictions.device).split(
         max(1, CHUNK // ((steps + 1) * width))
     ):
-        end = batch.rows(images, torch.full_like(images, steps))[: len(batch.heads)]
         shares = [
             torch.bmm(_by_channel(head[images]).transpose(0, 1), slope)
             for head, slope in zip(batch.heads, tail.slopes, strict=True)
         ]
-        states = torch.cat([tail.value(*end)[None], torch.cat(shares)[backwards]])
+        states = shares[0].new_empty(steps + 1, len(images), width)
+        end = [] if all_go else batch.rows(images, torch.full_like(images, steps))
+        states[0] = empty if all_go else tail.value(*end[: len(batch.heads)])
+        torch.index_select(torch.cat(shares) if shares[1:] else shares[0], 0, backwards, out=states[1:])
         states.cumsum_(0)  # row r is the network before the last r channels went
         changed = batch.changed[:, images].flip(0)
         pairs = changed.nonzero()
         for rows in pairs.split(max(len(images), CHUNK // width)):
             back, which = rows.unbind(1)
-            logits = tail.rest(states[back, which], *(other[images[which]] for other in batch.others))
+            values = states.flatten(0, 1).index_select(0, back * len(images) + which)
+            logits = tail.rest(values, *(other[images[which]] for other in batch.others))
             top, best = logits.max(-1)
             scale = torch.maximum(top.abs(), logits.amin(-1).abs())
             second = logits.scatter_(1, best[:, None], -torch.inf).amax(-1)
