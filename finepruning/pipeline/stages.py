@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import nn
@@ -41,6 +42,8 @@ class Run:
         maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
         stages = maker.make()
         network = stages["suspect"].load_into(self.parts.network)
+        if self.config.trainer.channels_last:  # as training leaves it: one that is reused computes alike
+            network.to(memory_format=torch.channels_last)
         start = time.perf_counter()
         layers = watched_layers(network, getattr(self.parts.defense, "module", None))
         watches = {"suspect": Watch(network, layers, self.parts.test.labels)}
