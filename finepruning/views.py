@@ -1,6 +1,7 @@
 """What is seen while the referee scores, and decides nothing: activations, confusions, example images."""
 
 import io
+import math
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,11 @@ class Watch:
         for layer, sums in self._sums.items():
             means = [torch.as_tensor(sums[kind]).cpu() / self._seen[kind] for kind in (0, 1)]
             for number, (clean, triggered) in enumerate(zip(*(mean.tolist() for mean in means), strict=True)):
-                values = {"clean": clean, "triggered": triggered, "pruned": (layer, number) in pruned}
+                values = {
+                    "clean": _rounded(clean),
+                    "triggered": _rounded(triggered),
+                    "pruned": (layer, number) in pruned,
+                }
                 rows.append({"layer": layer, "number": number, **values})
         return rows
 
@@ -85,9 +90,9 @@ class Watch:
 
     def _add_channels(self, layer: str) -> Any:
         def add(_: nn.Module, __: object, output: Tensor) -> None:
-            per_image = output.float().flatten(2).mean(2) if output.ndim > 2 else output.float()
+            per_image = output.double().flatten(2).mean(2) if output.ndim > 2 else output.double()
             sums = self._sums[layer]
-            sums[self._kind] = sums[self._kind] + per_image.double().sum(0)
+            sums[self._kind] = sums[self._kind] + per_image.sum(0)
 
         return add
 
@@ -192,6 +197,11 @@ def small_png(picture: Tensor) -> bytes:
         if buffer.tell() <= MOST_BYTES:
             break
     return buffer.getvalue()
+
+
+def _rounded(value: float) -> float | None:
+    """Return six digits, so that the order of a sum leaves no trace; None if it is not a number."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _some(images: ImageSet) -> Tensor:

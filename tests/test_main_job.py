@@ -145,16 +145,6 @@ def test_metrics_lie_beside_the_record_as_csv(quick_run: RunHere, tmp_path: Path
     assert "validation/clean_accuracy" in tables["defended"]
 
 
-def test_wandb_keeps_an_offline_run_and_finishes_it(quick_run: RunHere, tmp_path: Path) -> None:
-    import wandb
-
-    record = quick_run("defense=none", "logger=wandb")
-    assert wandb.run is None
-    files = list((tmp_path / "runs" / record["name"] / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 1
-    assert files[0].stat().st_size > 0
-
-
 def test_the_stored_network_has_its_masks(quick_run: RunHere, shared_store: Path) -> None:
     from safetensors.torch import load_file
 
