@@ -34,9 +34,7 @@ def compose(
     config = hydra_context.config_loader.load_sweep_config(sweep, list(overrides))
     with open_dict(config):
         config.hydra.job.id = config.hydra.job.num = number
-        config.hydra.job.chdir = (
-            False  # a process elsewhere does not know of version_base, which says so here
-        )
+        config.hydra.job.chdir = False  # another machine's process does not know version_base, which says so
         config.group = sweep.group  # resolved here, so that all jobs have the same
     HydraConfig.instance().set_config(config)  # names resolve with it
     return config, Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
