@@ -47,9 +47,12 @@ def test_means_and_intervals_over_seeds_are_those_worked_out_by_hand() -> None:
     assert lines[2:] == [expected]
 
 
-def test_a_failed_run_is_no_row_and_a_dead_attack_is_told() -> None:
-    rows = rows_of([record(1, "none", 198, 3, dead=True), record(2, "none", 198, 100, status="failed")])
+def test_a_failed_run_is_no_row_and_a_dead_attack_is_told_and_not_averaged() -> None:
+    dead = record(1, "none", 198, 3, dead=True)
+    rows = rows_of([dead, record(2, "none", 198, 100, status="failed")])
     assert "| 1 (1 dead) | 3.0 |" in table(rows, ["seeds", "success"])
+    rows = rows_of([dead, record(2, "none", 198, 90)])
+    assert "| 1, 2 (1 dead) | 90.0 |" in table(rows, ["seeds", "success"])
 
 
 def test_the_price_of_an_attack_is_against_the_clean_network_on_the_same_data() -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruning import record as records
+from finepruning.dashboard.results import load, percent
 from finepruning.dashboard.seeds import Spread, spread
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,6 +84,8 @@ def _setting(command: str) -> str:
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return a Markdown table of means and 95 % t-intervals over seeds, in percent.
 
+    Seeds whose attack is dead are told and not averaged with others.
+
     Args:
         rows: As they stand in a CSV file.
         columns: Any of the grouping fields, ``seeds``, ``channels``, ``cost`` (points of clean accuracy that
@@ -102,7 +104,9 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in GROUPED_BY), []).append(row)
     baselines = {
-        key[0]: _percent(group, "suspect_clean_accuracy") for key, group in groups.items() if key[2] == "none"
+        key[0]: _over_seeds(group, "suspect_clean_accuracy")
+        for key, group in groups.items()
+        if key[2] == "none"
     }
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for group in groups.values():
@@ -120,29 +124,23 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
         return f"{seeds} ({dead} dead)" if dead else seeds
     if column == "channels":
         return ", ".join(str(row["channels_pruned"]) for row in group)
+    alive = [row for row in group if row["dead"] not in (True, "True")] or group
     if column == "cost":
-        drops = spread(
-            100 * (float(row["suspect_clean_accuracy"]) - float(row["defended_clean_accuracy"]))
-            for row in group
-        )
-        return _show(drops)
+        drops = [
+            float(row["suspect_clean_accuracy"]) - float(row["defended_clean_accuracy"]) for row in alive
+        ]
+        return percent(spread(drops), nothing="")
     if column == "price":
-        baseline, own = baselines.get(first["dataset"]), _percent(group, "suspect_clean_accuracy")
-        return "" if baseline is None or own is None else f"{baseline.mean - own.mean:.2f}"
+        baseline, own = baselines.get(first["dataset"]), _over_seeds(alive, "suspect_clean_accuracy")
+        return "" if baseline is None or own is None else f"{100 * (baseline.mean - own.mean):.2f}"
     network, _, score = column.rpartition("_") if column.startswith("suspect_") else ("defended", "", column)
     if score not in NAMES:
         raise ValueError(f"A table has no column {column!r}.")
-    return _show(_percent(group, f"{network}_{NAMES[score]}"))
+    return percent(_over_seeds(alive, f"{network}_{NAMES[score]}"), nothing="")
 
 
-def _percent(group: Sequence[Row], field: str) -> Spread | None:
-    return spread(100 * float(row[field]) if row[field] != "" else None for row in group)
-
-
-def _show(found: Spread | None) -> str:
-    if found is None:
-        return ""
-    return f"{found.mean:.1f}" if found.half is None else f"{found.mean:.1f} ± {found.half:.1f}"
+def _over_seeds(group: Sequence[Row], field: str) -> Spread | None:
+    return spread(float(row[field]) if row[field] != "" else None for row in group)
 
 
 def filled(text: str, results: Path) -> str:
@@ -185,9 +183,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.name:
         folder = given.runs or Path("runs") / given.name
-        found = [record for path in sorted(folder.glob("*")) if (record := records.read(path)) is not None]
-        if not found:
-            sys.exit(f"No record of a run in {folder}. Run the command of experiments/{given.name}.md first.")
+        found, problems = load([folder])
+        if problems or not found:
+            sys.exit(
+                "\n".join(problems)
+                or f"No record of a run in {folder}; experiments/{given.name}.md says how."
+            )
         write(rows_of(found), ROOT / "experiments" / "results" / f"{given.name}.csv")
     for page in pages(ROOT):
         page.write_text(filled(page.read_text(), ROOT / "experiments" / "results"))
