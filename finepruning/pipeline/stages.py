@@ -15,6 +15,7 @@ from torch import nn
 from finepruning.attacks import Transfer
 from finepruning.callbacks import PruneChannels
 from finepruning.pipeline.build import Defense, Parts, Source
+from finepruning.pipeline.repairs import Repairs
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
 from finepruning.pruning import Channel, GoodNet
@@ -46,22 +47,31 @@ class Run:
             scores["source"] = self._score_source(self.parts.source, stages["source"])
         steps: list[dict[str, Any]] = []
         repair: dict[str, Any] = {}
-        if self.parts.defense is not None:
+        defense, repairs = self.parts.defense, self._repairs
+        if defense is not None and repairs is not None:
+            seen = maker.made_by | {"inspection": self._plain["defense"]["inspection"]}
+            stages["inspected"] = store.stage("inspected", seen, functools.partial(repairs.inspect, network))
+            repairs.aim(stages["inspected"])
+        if defense is not None and defense.acts:
             made_by = maker.made_by | {"defense": self._plain["defense"]}
-            defense = self.parts.defense
             stages["suspect"].load_into(defense.module.network)
-            stages["defended"] = store.stage(
-                "defended", made_by, lambda directory: self._defend(defense, directory)
-            )
+            if repairs is not None and defense.ladder:
+                make = functools.partial(repairs.climb, stages["suspect"], stages["inspected"])
+            else:
+                make = functools.partial(self._defend, defense)
+            stages["defended"] = store.stage("defended", made_by, make)
             stages["suspect"].load_into(defense.module.network)
             steps = self._score_curve(defense, stages["defended"])
             defended = stages["defended"].load_into(defense.module.network)
             scores["defended"] = score(defended, self.parts.test, self._scored_attack, self._device)
             repair = self._write_repair(network, defended, scores)
+        if repairs is not None:
+            repair |= repairs.write(self.place, self.config.name, stages)
         self._log(scores)
         scoring = time.perf_counter() - start
-        if "defended" in stages and not stages["defended"].reused:
-            scoring -= stages["defended"].about["seconds"]  # it was made in between
+        for name in ("inspected", "defended"):
+            if name in stages and not stages[name].reused:
+                scoring -= stages[name].about["seconds"]  # it was made in between
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         return {
             "status": "finished",
@@ -91,7 +101,7 @@ class Run:
     def _score_curve(self, defense: Defense, stage: Stage) -> list[dict[str, Any]]:
         """Return the curve, the referee's scores beside the defender's own; empty without pruning."""
         curve = stage.about["result"]
-        if not curve:
+        if "order" not in curve:
             return []
         order = [Channel(*channel) for channel in curve["order"]]
         layers = list(dict.fromkeys(channel.layer for channel in order))
@@ -135,6 +145,14 @@ class Run:
             for name, network in scores.items():
                 values = {key: value for key, value in network.values().items() if value is not None}
                 logger.log_metrics({f"test/{name}/{key}": value for key, value in values.items()})
+
+    @property
+    def _repairs(self) -> Repairs | None:
+        defense = self.parts.defense
+        if defense is None or defense.inspection is None:
+            return None
+        names = tuple(self.parts.packed.classes)
+        return Repairs(defense, defense.inspection, names, self._plain["defense"], self._fit, self._device)
 
     @property
     def _fit(self) -> Callable[..., None]:
