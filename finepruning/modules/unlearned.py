@@ -78,7 +78,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
             )
         if perturbations < 1:
             raise ValueError(
-                f"perturbations={perturbations} is an empty pool. Set defense.tuning.perturbations to 1 or more."
+                f"perturbations={perturbations} is an empty pool. Set defense.tuning.perturbations to "
+                "1 or more."
             )
         self.image_shape = list(image_shape)
         self.aim_at([])

@@ -14,8 +14,8 @@ from pytorch_lightning import Callback, seed_everything
 from torch import nn
 
 from finepruning.attacks import Attack, PruningAware, Transfer
-from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.callbacks import PruneChannels
+from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.modules import Classifier, FinePrunedClassifier, PrunedClassifier, UnlearnedClassifier
 from finepruning.repair import Inspection, check_max_drop, check_max_success
 from finepruning.suspect import (
@@ -37,7 +37,7 @@ TUNERS: dict[str, type[PrunedClassifier]] = {"finetune": FinePrunedClassifier, "
 
 @dataclass(frozen=True)
 class Tuning:
-    """A module, its data, and the callbacks that act on them; ``options`` says what differs from the others."""
+    """A module, its data, and the callbacks that act on them; ``options`` is a rung's own part."""
 
     module: Classifier
     data: DefenderData
@@ -308,7 +308,8 @@ def _build_defense(
     options = defense.get("tuning") or NO_TUNING
     if len(tuning) < options["batch_size"] and options["max_epochs"]:
         log.warning(
-            "The defender has %s images to tune on, fewer than defense.tuning.batch_size=%s: an epoch is one step.",
+            "The defender has %s images to tune on, fewer than defense.tuning.batch_size=%s: an epoch "
+            "is one step.",
             len(tuning),
             options["batch_size"],
         )
@@ -318,8 +319,8 @@ def _build_defense(
         tuner = rung.get("tuner", "unlearn")
         if tuner not in tuners:
             raise ValueError(
-                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or give "
-                "its options in defense.tuners."
+                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
+                "give its options in defense.tuners."
             )
         own = {key: value for key, value in rung.items() if key != "prune"}
         first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]

@@ -195,15 +195,15 @@ class Repairs:
         if empty:
             listed = ", ".join(repr(self.names[label]) for label in empty)
             remarks.append(
-                f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected as "
-                "targets all the same; what sends only their images somewhere cannot be seen."
+                f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected "
+                "as targets all the same; what sends only their images somewhere cannot be seen."
             )
         failed = [(family, t) for family, ranking in rankings.items() for t in ranking if t.failed]
         for family, trigger in failed:
             name = "untargeted" if trigger.target == UNTARGETED else repr(self.names[trigger.target])
             remarks.append(
-                f"The {family} search for {name} met values that are not numbers; it was set aside, and nothing "
-                "is known of it."
+                f"The {family} search for {name} met values that are not numbers; it was set aside, and "
+                "nothing is known of it."
             )
         targets = self.inspection.targets(len(self.names))
         if len(targets) < len(self.names):

@@ -36,8 +36,9 @@ def verdict(
         return {"verdict": EVIDENCE, "evidence": True, "reasons": reasons}
     strongest = max((rate.value for _, rate in old if rate.total), default=0.0)
     reason = (
-        "A fresh inspection of the repaired network finds no class that stands out, and the triggers that were "
-        f"found in the suspect send at most {100 * strongest:.1f} % of the validation images to their classes."
+        "A fresh inspection of the repaired network finds no class that stands out, and the triggers that "
+        f"were found in the suspect send at most {100 * strongest:.1f} % of the validation images to "
+        "their classes."
     )
     return {"verdict": NOTHING_FOUND, "evidence": False, "reasons": [reason]}
 

@@ -92,11 +92,10 @@ class Inspection:
             middle = median_norm(ranking)
             for trigger in ranking:
                 if trigger.norm < self.outlier * middle:
-                    where = (
-                        "away from its class" if trigger.target == UNTARGETED else repr(names[trigger.target])
-                    )
+                    away = trigger.target == UNTARGETED
+                    where = "away from their class" if away else f"to {names[trigger.target]!r}"
                     sentences.append(
-                        f"A universal {family} trigger of norm {trigger.norm:.2f} sends images to {where}; the "
+                        f"A universal {family} trigger of norm {trigger.norm:.2f} sends images {where}; the "
                         f"median of all classes is {middle:.2f}."
                     )
         return sentences
@@ -202,10 +201,10 @@ def check_accuracy(validation: Rate, num_classes: int) -> None:
     chance = 1 / num_classes
     if not validation.value > chance + 0.1 * (1 - chance):
         raise ValueError(
-            f"The suspect classifies {validation.hits} of {validation.total} clean validation images correctly, "
-            f"which is near chance ({chance:.1%}); nothing can be found in it or kept. Its input may be scaled "
-            "wrongly (suspect.white, suspect.mean, suspect.std), or its classes come in another order than the "
-            "data set's."
+            f"The suspect classifies {validation.hits} of {validation.total} clean validation images "
+            f"correctly, which is near chance ({chance:.1%}); nothing can be found in it or kept. Its "
+            "input may be scaled wrongly (suspect.white, suspect.mean, suspect.std), or its classes come in "
+            "another order than the data set's."
         )
 
 

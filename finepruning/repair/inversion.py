@@ -1,7 +1,7 @@
 """Trigger inversion: the smallest universal change of clean images that sends them to a class.
 
-The searches of all classes run as one batch: a step is one forward and one backward pass over (classes x images),
-so that many classes cost little more than one.
+The searches of all classes run as one batch: a step is one forward and one backward pass over classes times
+images, so that many classes cost little more than one.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Search:
         steps: Of the optimizer (Adam), at least 1.
         images: Clean images of a step, the same for all classes, at least 1.
         success: Share of images that a trigger has to send to its class, in (0, 1).
-        learning_rate: Of the optimizer, above 0.
+        rates: Learning rate of the optimizer for each family, above 0.
         patience: Steps without progress after which a class is settled, at least 1.
         group: Images in one pass at most; more classes than fit go in groups, with the same result.
         precision: ``"bf16-mixed"`` computes passes in bfloat16; anything else in float32.
@@ -121,9 +121,10 @@ def invert(
     for target in targets:
         if not (labels != target).any():
             raise ValueError(
-                f"All {len(labels)} clean images are of class {target}: no change can be seen to send images of "
-                "other classes there. Give the defender images of two classes or more."
+                f"All {len(labels)} clean images are of class {target}: no change can be seen to "
+                "send images of other classes there. Give the defender images of two classes or more."
             )
+    network.eval()
     classes = max(1, search.group // search.images)
     groups = [targets[start : start + classes] for start in range(0, len(targets), classes)]
     return [
@@ -181,7 +182,8 @@ def _invert_group(
                 rate.isnan(), success[active], MEMORY * success[active] + (1 - MEMORY) * rate
             )
             enough = (success[active] >= search.success) & finite
-            better = enough & (norm < smallest[active])
+            # the running mean lags behind a shrinking norm, so what is kept works on this batch, too
+            better = enough & (rate >= search.success) & (norm < smallest[active])
             progress = better & (norm < (1 - GAIN) * smallest[active])
             idle[active] = torch.where(progress | smallest[active].isinf(), 0, idle[active] + 1)
             smallest[active[better]] = norm[better]

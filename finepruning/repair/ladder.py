@@ -1,4 +1,4 @@
-"""The ladder: repairs of rising strength, each from the original weights; the strongest affordable one stays."""
+"""The ladder: repairs of rising strength, each from the original weights; the strongest affordable stays."""
 
 import itertools
 import math
@@ -97,6 +97,6 @@ def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     lost = losses[0].lost - losses[0].gained
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
     return (
-        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. The "
-        "suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
+        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. "
+        "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
     )

@@ -17,7 +17,7 @@ HEAD = 5  # rows of a ranking that are shown
 
 
 def picture(trigger: Trigger) -> Tensor:
-    """Return a trigger as a uint8 picture (1 or 3, H, W): what an additive one adds, stretched around grey."""
+    """Return a trigger as a uint8 picture (1 or 3, H, W); an additive one is stretched around grey."""
     if trigger.mask is None:
         image = 0.5 + trigger.pattern / (2 * trigger.pattern.abs().max().clamp(min=1e-6))
     else:
@@ -77,7 +77,8 @@ def page(
         lines += ["", "## Smallest norms before and after", "", "| family | class | suspect | repaired |"]
         lines += ["|---|---|---|---|"]
         lines += [
-            f"| {row['family']} | {names[row['target']]} | {_norm(row['suspect'])} | {_norm(row['repaired'])} |"
+            f"| {row['family']} | {_name(row['target'], names)} | {_norm(row['suspect'])} | "
+            f"{_norm(row['repaired'])} |"
             for row in audit["norms"]
         ]
     return "\n".join([*lines, ""])
@@ -94,18 +95,17 @@ def _ranking(
     lines = [
         f"### Smallest triggers: {family}",
         "",
-        f"Norm: {unit}; success on images that the search did not use. Runner-up over smallest: {ratio}; median "
-        f"{_norm(found['median'])}.",
+        f"Norm: {unit}; success on images that the search did not use. Runner-up over smallest: {ratio}; "
+        f"median {_norm(found['median'])}.",
         "",
         "| class | norm | success, % | trigger |",
         "|---|---|---|---|",
     ]
     for row in found["ranking"][:HEAD]:
         label = row["target"]
-        name = "any other (untargeted)" if label == UNTARGETED else names[label]
         share = "-" if row["success"] is None else f"{100 * row['success']:.1f}"
         images = " ".join(f"![{file}]({file})" for file in pictures.get((family, label), ()))
-        lines.append(f"| {name} | {_norm(row['norm'])} | {share} | {images} |")
+        lines.append(f"| {_name(label, names)} | {_norm(row['norm'])} | {share} | {images} |")
     return lines
 
 
@@ -113,8 +113,8 @@ def _ladder(ladder: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Rungs",
         "",
-        f"Loss of validation accuracy, counted on paired predictions, points with a 95 % interval; at most "
-        f"{100 * ladder['max_drop']:g}.",
+        f"Loss of validation accuracy, counted on paired predictions, points with a 95 % interval; at "
+        f"most {100 * ladder['max_drop']:g}.",
         "",
         "| rung | loss | lost, gained, images | |",
         "|---|---|---|---|",
@@ -130,6 +130,10 @@ def _ladder(ladder: Mapping[str, Any]) -> list[str]:
             f"{rung['gained']}, {rung['total']} | {note} |"
         )
     return lines + (["", ladder["reason"]] if ladder["reason"] else [])
+
+
+def _name(label: int, names: Sequence[str]) -> str:
+    return "any other (untargeted)" if label == UNTARGETED else names[label]
 
 
 def _norm(norm: float | None) -> str:

@@ -1,6 +1,6 @@
 """Unlearning: a network learns to resist universal perturbations that are pushed on while it learns.
 
-One batch of clean images gives one step of the network and one of the perturbations, from the same forward pass.
+One batch of clean images gives a step of the network and a step of the perturbations, from one forward pass.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def pool_goals(count: int, classes: Sequence[int], untargeted: bool) -> Tensor:
 
 
 def pool_radii(goals: Tensor, smallest: float, largest: float) -> Tensor:
-    """Return the radius (P,) of each perturbation, spread evenly from smallest to largest within each goal."""
+    """Return the radius (P,) of each perturbation, spread evenly from smallest to largest for each goal."""
     radii = torch.empty(len(goals))
     for goal in goals.unique():
         places = (goals == goal).nonzero().squeeze(1)
@@ -92,7 +92,9 @@ def attack_loss(logits: Tensor, labels: Tensor, goals: Tensor) -> Tensor:
 
 
 def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return how far logits (B, K) are from a teacher's, both softened (Hinton et al. 2015, arXiv:1503.02531).
+    """Return how far logits (B, K) are from a teacher's, both softened.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
 
     It is the mean Kullback-Leibler divergence in nats, times the squared temperature.
     """
