@@ -72,8 +72,8 @@ def two_classes() -> tuple[Tensor, Tensor]:
 
 
 def test_the_smallest_additive_trigger_is_the_distance_to_the_border() -> None:
-    # logit 1 - logit 0 = 20 (mean of row 1 - mean of row 0) - 2: a shift of 0.1 between two rows of four pixels
-    # decides, and the shortest one takes half of it from each: norm sqrt(8 * 0.05^2) = 0.141
+    # logit 1 - logit 0 = 20 (mean of row 1 - mean of row 0) - 2: a shift of 0.1 between two rows of four
+    # pixels decides, and the shortest one takes half of it from each: norm sqrt(8 * 0.05^2) = 0.141
     images, labels = grey_images()
     (found,) = invert(ByMeans(), images, labels, [1], "additive", Search(steps=300, images=4))
     assert found.norm == pytest.approx(0.141, rel=0.25)
@@ -133,11 +133,11 @@ def test_the_same_seed_finds_the_same_whatever_the_global_generator_does() -> No
 
 
 class BreaksTowardOne(ByMeans):
-    """Its logits are not numbers once class 1 comes near."""
+    """Its logits are not numbers once class 1 is fed."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
-        return torch.where(logits[:, 1:2] > logits[:, 0:1] - 1, torch.nan, logits)
+        return torch.where(logits[:, 1:2] > 9.2, torch.nan, logits)  # it has at most 8.4 on grey images
 
 
 def test_a_class_whose_search_meets_nan_is_set_aside_and_the_others_go_on() -> None:
@@ -280,7 +280,9 @@ def test_what_the_perturbations_want_by_hand() -> None:
 
 
 def test_the_loss_is_the_sum_of_its_four_terms() -> None:
-    clean, perturbed, teacher = (torch.randn(5, 3, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    clean, perturbed, teacher = (
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)
+    )
     labels = torch.tensor([0, 1, 2, 0, 1])
     soft = functional.softmax(teacher / 2, -1)
     cross = [functional.cross_entropy(logits, labels) for logits in (clean, perturbed)]
@@ -360,7 +362,9 @@ def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
 
 def test_a_network_near_chance_is_refused_with_the_likely_reason() -> None:
     check_accuracy(Rate(13, 100), 43)
-    with pytest.raises(ValueError, match=r"12 of 100 .* near chance \(2\.3%\).*scaled wrongly.*another order"):
+    with pytest.raises(
+        ValueError, match=r"12 of 100 .* near chance \(2\.3%\).*scaled wrongly.*another order"
+    ):
         check_accuracy(Rate(12, 100), 43)
     with pytest.raises(ValueError, match="near chance"):
         check_accuracy(Rate(0, 0), 43)

@@ -223,8 +223,8 @@ def _loss_and_success(logits: Tensor, goal: Tensor, labels: Tensor) -> tuple[Ten
     wanted = torch.where(goal == UNTARGETED, 0, goal)[:, None, None].expand(-1, len(labels), 1)
     log_chance = logits.log_softmax(-1)
     reached = log_chance.gather(-1, wanted).squeeze(-1)
-    stayed = log_chance.gather(-1, labels[None, :, None].expand(len(goal), -1, 1)).squeeze(-1)
-    left = torch.log1p(-stayed.exp().clamp(max=1 - 1e-6))
+    own = labels[None, :, None].expand(len(goal), -1, 1)
+    left = log_chance.scatter(-1, own, -torch.inf).logsumexp(-1)  # no rounding where a network is very sure
     away = (goal == UNTARGETED)[:, None]
     found = logits.argmax(-1)
     hits = torch.where(away, found != labels, found == goal[:, None]).float()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import write_png
 
 from finepruning.repair.inspection import Rankings
 from finepruning.repair.inversion import UNTARGETED, Trigger
@@ -36,7 +36,7 @@ def write_pictures(rankings: Rankings, directory: Path) -> dict[tuple[str, int],
             if trigger.mask is not None:
                 pictures[f"{stem}-opacity.png"] = _enlarged(trigger.mask)
             for name, image in pictures.items():
-                write_png(image, str(directory / name))
+                Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(directory / name)
             names[family, trigger.target] = list(pictures)
     return names
 
