@@ -51,7 +51,8 @@ def pool_radii(goals: Tensor, smallest: float, largest: float) -> Tensor:
 def random_patterns(radii: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Return patterns (P, C, H, W) of random direction whose L2 norms are the radii (P,)."""
     patterns = torch.randn(len(radii), *shape, generator=generator)
-    return patterns * (radii / patterns.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    scale: Tensor = radii / patterns.flatten(1).norm(dim=1)
+    return patterns * scale.view(-1, 1, 1, 1)
 
 
 def push(patterns: Tensor, gradients: Tensor, radii: Tensor, step: float) -> Tensor:
@@ -68,7 +69,8 @@ def push(patterns: Tensor, gradients: Tensor, radii: Tensor, step: float) -> Ten
     length = torch.where(sound, step * radii / size.where(sound, torch.ones_like(size)), 0.0)
     moved = patterns - torch.where(sound.view(-1, 1, 1, 1), gradients, 0.0) * length.view(-1, 1, 1, 1)
     norms = moved.flatten(1).norm(dim=1)
-    return moved * (radii / norms.clamp(min=1e-12)).clamp(max=1).view(-1, 1, 1, 1)
+    scale: Tensor = (radii / norms.clamp(min=1e-12)).clamp(max=1)
+    return moved * scale.view(-1, 1, 1, 1)
 
 
 def perturb(images: Tensor, patterns: Tensor, places: Tensor) -> Tensor:
