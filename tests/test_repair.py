@@ -200,9 +200,9 @@ def test_the_head_of_each_ranking_is_suspicious_and_one_where_it_is_clear() -> N
 
 def test_a_class_far_under_the_median_stands_out() -> None:
     assert Inspection().evidence(rankings(2.0, 2.5, 3.0), NAMES) == []
-    first, _ = Inspection().evidence(rankings(1.0, 2.5, 3.0), NAMES)
+    first, _ = Inspection().evidence(rankings(0.9, 2.5, 3.0), NAMES)
     assert first == (
-        "A universal additive trigger of norm 1.00 sends images to 'zero'; the median of all classes is 2.50."
+        "A universal additive trigger of norm 0.90 sends images to 'zero'; the median of all classes is 2.50."
     )
 
 

@@ -40,7 +40,7 @@ class Inspection:
     sample: int = 2048
     suspicious: int = 3
     clear: float = 2.0
-    outlier: float = 0.45
+    outlier: float = 0.4
 
     def __post_init__(self) -> None:
         for name, least in (("classes", 2), ("sample", 1), ("suspicious", 0)):

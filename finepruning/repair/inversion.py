@@ -41,11 +41,11 @@ class Search:
         ValueError: If a value is out of range.
     """
 
-    steps: int = 300
-    images: int = 8
+    steps: int = 250
+    images: int = 4
     success: float = 0.9
-    rates: dict[str, float] = field(default_factory=lambda: {"additive": 0.01, "mask": 0.1})
-    patience: int = 60
+    rates: dict[str, float] = field(default_factory=lambda: {"additive": 0.02, "mask": 0.3})
+    patience: int = 80
     group: int = 512
     precision: str = "32-true"
     seed: int = 0
