@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from finepruning.modules import UnlearnedClassifier
+from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 
 RunHere = Callable[..., dict[str, Any]]
@@ -143,3 +145,16 @@ def test_a_bad_value_is_refused_before_training(
     monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(Refused, match=sentence):
         quick_run("defense=auto", override)
+
+
+def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious() -> None:
+    network = DigitsCNN((1, 8, 8), 10, [0.5], [0.25], width=1)
+    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4)
+    goals = []
+    for suspicious in ([], [3], [3, 5]):
+        module.aim_at(suspicious)
+        goals.append(sorted(set(module.goals.tolist())))
+    assert goals == [[-1], [3], [-1, 3, 5]]
+    targeted = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4, untargeted=False)
+    with pytest.raises(ValueError, match=r"no class is suspicious, and defense\.tuning\.untargeted=false"):
+        targeted.aim_at([])

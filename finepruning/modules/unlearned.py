@@ -36,7 +36,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
         radii: Smallest and largest L2 norm of the perturbations, above 0, in units of a pixel's range.
         step: How far a batch pushes them, as a share of their radius, above 0.
         restarts: Perturbations that start anew in each epoch, at least 0.
-        untargeted: Whether a part of the pool only leads away from the true class.
+        untargeted: Whether a part of the pool only leads away from the true class, which costs more accuracy;
+            None: unless exactly one class is suspicious.
         training: Arguments of :class:`Classifier`.
 
     Raises:
@@ -61,7 +62,7 @@ class UnlearnedClassifier(FinePrunedClassifier):
         radii: Sequence[float] = (1.0, 3.0),
         step: float = 0.25,
         restarts: int = 2,
-        untargeted: bool = True,
+        untargeted: bool | None = None,
         **training: Any,
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
@@ -82,14 +83,17 @@ class UnlearnedClassifier(FinePrunedClassifier):
                 "1 or more."
             )
         self.image_shape = list(image_shape)
-        self.aim_at([])
+        self._fill(pool_goals(perturbations, [], True))  # until it is aimed
 
     def aim_at(self, classes: Sequence[int]) -> None:
-        """Point the pool at suspicious classes, and, unless told otherwise, away from the true one."""
+        """Point the pool at suspicious classes, and, where that is wanted, away from the true one."""
         options = self.hparams
-        goals = pool_goals(options["perturbations"], classes, options["untargeted"])
+        untargeted = len(classes) != 1 if options["untargeted"] is None else options["untargeted"]
+        self._fill(pool_goals(options["perturbations"], classes, untargeted))
+
+    def _fill(self, goals: Tensor) -> None:
         self.register_buffer("goals", goals)
-        self.register_buffer("radii", pool_radii(goals, *options["radii"]))
+        self.register_buffer("radii", pool_radii(goals, *self.hparams["radii"]))
         self.register_buffer("patterns", random_patterns(self.radii, self.image_shape, self._chance(0)))
 
     def setup(self, stage: str) -> None:

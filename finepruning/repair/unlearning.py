@@ -27,12 +27,13 @@ def pool_goals(count: int, classes: Sequence[int], untargeted: bool) -> Tensor:
     if not goals:
         raise ValueError(
             "The pool of perturbations has no goal: no class is suspicious, and "
-            "defense.tuning.untargeted=false. Set it to true, or defense.suspicious.count to 1 or more."
+            "defense.tuning.untargeted=false. Set it to true, or defense.inspection.suspicious to 1 or more."
         )
     if count < len(goals):
         raise ValueError(
             f"{count} perturbations cannot have {len(goals)} goals. Raise defense.tuning.perturbations, or "
-            "lower defense.suspicious.count."
+            "lower "
+            "defense.inspection.suspicious."
         )
     return torch.tensor([goals[place % len(goals)] for place in range(count)])
 
