@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from finepruning.modules import FinePrunedClassifier, UnlearnedClassifier
 from finepruning.networks import SignCNN
+from finepruning.pipeline.resolvers import cpu_precision
 from finepruning.repair import Search, invert
 
 ROUNDS = 3
 CLASSES = 43
 SHAPE = (3, 32, 32)
-SEARCH = Search(steps=5, images=4)
+SEARCH = Search(steps=20, images=2, precision=cpu_precision())
 
 
 def _network() -> nn.Module:

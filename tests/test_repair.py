@@ -75,9 +75,9 @@ def test_the_smallest_additive_trigger_is_the_distance_to_the_border() -> None:
     # logit 1 - logit 0 = 20 (mean of row 1 - mean of row 0) - 2: a shift of 0.1 between two rows of four
     # pixels decides, and the shortest one takes half of it from each: norm sqrt(8 * 0.05^2) = 0.141
     images, labels = grey_images()
-    (found,) = invert(ByMeans(), images, labels, [1], "additive", Search(steps=300, images=4))
+    (found,) = invert(ByMeans(), images, labels, [1], "additive", Search(steps=300, images=32))
     assert found.norm == pytest.approx(0.141, rel=0.25)
-    assert success(ByMeans(), [found], [(images, labels)])[0].value >= 0.9
+    assert success(ByMeans(), [found], [(images, labels)])[0].value >= 0.75
 
 
 def test_a_mask_lies_where_the_class_is_decided() -> None:
@@ -218,6 +218,7 @@ def test_success_counts_images_of_other_classes_only() -> None:
     images, labels = two_classes()
     always = Trigger("mask", 1, 1.0, images[6], torch.ones(1, 4, 4))
     assert success(ByMeans(), [always], [(images, labels)]) == [Rate(6, 6)]
+    assert success(ByMeans(), [], [(images, labels)]) == []
 
 
 def test_triggers_come_back_from_their_file(tmp_path: object) -> None:
@@ -354,6 +355,7 @@ def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
     stale = verdict([], [(trigger(1, 1.0), Rate(20, 100))], NAMES, 0.2)
     assert sound["verdict"] == "no evidence of a backdoor left under these tests"
     assert "at most 5.0 %" in sound["reasons"][0]
+    assert "no trigger had been found in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
     assert fresh["verdict"] == stale["verdict"] == "evidence remains"
     assert fresh["reasons"] == ["Class 'one' stands out."]
     assert "still sends 20 of 100 images to 'one'" in stale["reasons"][0]

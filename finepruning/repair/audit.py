@@ -34,12 +34,15 @@ def verdict(
             )
     if reasons:
         return {"verdict": EVIDENCE, "evidence": True, "reasons": reasons}
-    strongest = max((rate.value for _, rate in old if rate.total), default=0.0)
-    reason = (
-        "A fresh inspection of the repaired network finds no class that stands out, and the triggers that "
-        f"were found in the suspect send at most {100 * strongest:.1f} % of the validation images to "
-        "their classes."
-    )
+    reason = "A fresh inspection of the repaired network finds no class that stands out"
+    counted = [rate.value for _, rate in old if rate.total]
+    if counted:
+        reason += (
+            f", and the triggers that were found in the suspect send at most {100 * max(counted):.1f} % of the "
+            "validation images to their classes."
+        )
+    else:
+        reason += "; no trigger had been found in the suspect that could be put on again."
     return {"verdict": NOTHING_FOUND, "evidence": False, "reasons": [reason]}
 
 

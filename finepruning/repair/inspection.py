@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finepruning.metrics import Rate
-from finepruning.repair.inversion import FAMILIES, UNTARGETED, Family, Search, Trigger, invert
+from finepruning.repair.inversion import FAMILIES, UNTARGETED, Family, Search, Trigger, hits, invert
 
 Ranking = list[Trigger]  # of one family, smallest norm first
 Rankings = dict[Family, Ranking]
@@ -128,15 +128,11 @@ def success(network: nn.Module, triggers: Sequence[Trigger], batches: Batches) -
         batches: (images, labels) that the search did not use.
     """
     network.eval()
-    hits, total = [0] * len(triggers), [0] * len(triggers)
+    counts = torch.zeros(len(triggers), 2, dtype=torch.long)
     for images, labels in batches:
         for place, trigger in enumerate(triggers):
-            others = labels != trigger.target
-            found = network(trigger.put_on(images[others])).argmax(-1) if others.any() else labels[others]
-            won = found != labels[others] if trigger.target == UNTARGETED else found == trigger.target
-            hits[place] += int(won.sum())
-            total[place] += int(others.sum())
-    return [Rate(*counts) for counts in zip(hits, total, strict=True)]
+            counts[place] += torch.tensor(hits(network, trigger, images, labels))
+    return [Rate(*pair) for pair in counts.tolist()]
 
 
 def rankings_record(rankings: Rankings, rates: Mapping[Family, Sequence[Rate]]) -> dict[str, Any]:

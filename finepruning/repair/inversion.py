@@ -4,8 +4,9 @@ The searches of all classes run as one batch: a step is one forward and one back
 images, so that many classes cost little more than one.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 Family = Literal["additive", "mask"]
 FAMILIES: tuple[Family, ...] = ("additive", "mask")
 UNTARGETED = -1  # a target: away from the true class, whichever comes instead
-MEMORY = 0.9  # of the running mean of success, a step
+MEMORY = 0.95  # of the running mean of success, a step
 FORCE = 1.05  # factor of the norm's weight, a step
 BETAS = (0.5, 0.9)  # of Adam
 NOISE = 0.01  # deviation of the first patterns
 START = {"additive": 0.1, "mask": 0.01}  # weight of the norm in the first step
 GAIN = 0.01  # share by which a norm has to fall to count as progress
+CONFIRM = 64  # images on which what was found is confirmed
+ENLARGE = 1.1  # factor of a trigger that does not succeed on them
+ENLARGED = 8  # times, at most
 FAINT = 0.05  # opacity of a mask in the first step
 
 
@@ -41,11 +45,11 @@ class Search:
         ValueError: If a value is out of range.
     """
 
-    steps: int = 250
-    images: int = 4
+    steps: int = 400
+    images: int = 2
     success: float = 0.9
     rates: dict[str, float] = field(default_factory=lambda: {"additive": 0.02, "mask": 0.3})
-    patience: int = 80
+    patience: int = 120
     group: int = 512
     precision: str = "32-true"
     seed: int = 0
@@ -127,11 +131,44 @@ def invert(
     network.eval()
     classes = max(1, search.group // search.images)
     groups = [targets[start : start + classes] for start in range(0, len(targets), classes)]
-    return [
+    found = [
         trigger
         for number, group in enumerate(groups)
         for trigger in _invert_group(network, images, labels, group, family, search, number * classes)
     ]
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(search.seed))[:CONFIRM]
+    few, theirs = images[chosen.to(images.device)], labels[chosen.to(labels.device)]
+    return [_confirmed(network, trigger, few, theirs, search.success) for trigger in found]
+
+
+@torch.no_grad()
+def hits(network: nn.Module, trigger: Trigger, images: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Return how many images of another class a trigger sends to its target, and how many there are."""
+    others = labels != trigger.target
+    if not others.any():
+        return 0, 0
+    found = network(trigger.put_on(images[others])).argmax(-1)
+    won = found != labels[others] if trigger.target == UNTARGETED else found == trigger.target
+    return int(won.sum()), int(others.sum())
+
+
+def _confirmed(
+    network: nn.Module, trigger: Trigger, images: Tensor, labels: Tensor, success: float
+) -> Trigger:
+    """Return a trigger made stronger until it succeeds on more images than a step of its search has."""
+    if not math.isfinite(trigger.norm):
+        return trigger
+    for _ in range(ENLARGED):
+        won, total = hits(network, trigger, images, labels)
+        if won >= success * total:
+            break
+        if trigger.mask is None:
+            pattern = trigger.pattern * ENLARGE
+            trigger = replace(trigger, pattern=pattern, norm=float(pattern.norm()))
+        else:
+            mask = (trigger.mask * ENLARGE).clamp(max=1)
+            trigger = replace(trigger, mask=mask, norm=float(mask.sum()))
+    return trigger
 
 
 def _invert_group(
