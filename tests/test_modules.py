@@ -20,6 +20,7 @@ from finepruning.modules import (
     CleanClassifier,
     FinePrunedClassifier,
     PrunedClassifier,
+    UnlearnedClassifier,
 )
 from finepruning.networks import DigitsCNN
 from finepruning.pruning import pruned_channels
@@ -98,7 +99,7 @@ def fit(
     trainer.save_checkpoint(folder / "last.ckpt")
 
 
-KINDS = [CleanClassifier, BackdooredClassifier, PrunedClassifier, FinePrunedClassifier]
+KINDS = [CleanClassifier, BackdooredClassifier, PrunedClassifier, FinePrunedClassifier, UnlearnedClassifier]
 
 
 @pytest.mark.parametrize("kind", KINDS)

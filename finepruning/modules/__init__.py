@@ -8,6 +8,7 @@ from finepruning.modules.states import (
     PrunedClassifier,
 )
 from finepruning.modules.transferred import TransferredClassifier, take_frozen
+from finepruning.modules.unlearned import UnlearnedClassifier
 
 __all__ = [
     "BackdooredClassifier",
@@ -17,5 +18,6 @@ __all__ = [
     "FinePrunedClassifier",
     "PrunedClassifier",
     "TransferredClassifier",
+    "UnlearnedClassifier",
     "take_frozen",
 ]

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import seed_everything
+from pytorch_lightning import Callback, seed_everything
 from torch import nn
 
 from finepruning.attacks import Attack, PruningAware, Transfer
+from finepruning.callbacks import PruneChannels
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
-from finepruning.modules import FinePrunedClassifier, PrunedClassifier
+from finepruning.modules import FinePrunedClassifier, PrunedClassifier, UnlearnedClassifier
 from finepruning.pipeline.analysis import check_analysis
-from finepruning.pipeline.parts import Defense, Parts, Source, Suspect
+from finepruning.pipeline.parts import Defense, Parts, Source, Suspect, Tuning
+from finepruning.repair import Inspection, check_max_drop, check_max_success
 from finepruning.suspect import (
     KnownAttack,
     find_file,
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
+TUNERS: dict[str, type[PrunedClassifier]] = {"finetune": FinePrunedClassifier, "unlearn": UnlearnedClassifier}
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -251,20 +254,54 @@ def _build_defense(
     config: DictConfig,
     network: nn.Module,
     train: ImageSet,
-    tuning: torch.Tensor,
+    tuning_rows: torch.Tensor,
     validation: torch.Tensor,
     augment: nn.Module | None,
 ) -> Defense | None:
     """Build the defense around a network that will get the suspect's weights."""
-    defense = config.get("defense")
-    if not defense:
+    if not config.get("defense"):
         return None
-    options: dict[str, Any] = dict(defense.get("tuning") or NO_TUNING)
-    max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
-    layers = [str(network.pruned_layer)] if defense.layers is None else list(defense.layers)
-    module_class = FinePrunedClassifier if max_epochs else PrunedClassifier
-    options |= {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
-    module = module_class(network, layers, train.image_shape, **options)
-    data = DefenderData(train.subset(tuning), train.subset(validation), batch_size, config.seed, augment)
-    callbacks = [build(callback) for callback in (defense.get("callbacks") or {}).values()]
-    return Defense(module, layers, data, callbacks, max_epochs)
+    defense: dict[str, Any] = OmegaConf.to_container(config.defense, resolve=True)  # type: ignore[assignment]
+    named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
+    tuning, checked = train.subset(tuning_rows), train.subset(validation)
+
+    def tuned(values: dict[str, Any], layers: list[str], callbacks: list[Callback], **more: Any) -> Tuning:
+        tuner = values.pop("tuner", "finetune")
+        max_epochs, batch_size = values.pop("max_epochs"), values.pop("batch_size")
+        if tuner not in TUNERS:
+            raise ValueError(f"The tuner {tuner!r} is unknown; choose {', '.join(TUNERS)} in defense.")
+        values |= {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
+        kind = TUNERS[tuner] if max_epochs else PrunedClassifier
+        module = kind(network, layers, train.image_shape, **values)
+        data = DefenderData(tuning, checked, batch_size, config.seed, augment)
+        return Tuning(module, layers, data, callbacks, max_epochs, **more)
+
+    callbacks = [build(callback) for callback in (config.defense.get("callbacks") or {}).values()]
+    options = defense.get("tuning") or NO_TUNING
+    if len(tuning) < options["batch_size"] and options["max_epochs"]:
+        log.warning(
+            "The defender has %s images to tune on, fewer than defense.tuning.batch_size=%s: an epoch "
+            "is one step.",
+            len(tuning),
+            options["batch_size"],
+        )
+    ladder = []
+    for rung in defense.get("ladder") or ():
+        tuners = {"unlearn": defense["tuning"], **defense["tuners"]}
+        tuner = rung.get("tuner", "unlearn")
+        if tuner not in tuners:
+            raise ValueError(
+                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
+                "give its options in defense.tuners."
+            )
+        own = {key: value for key, value in rung.items() if key != "prune"}
+        first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
+        ladder.append(tuned(tuners[tuner] | own, named if first else [], first, options=rung))
+    if "ladder" in defense:
+        check_max_drop(defense["max_drop"])
+        check_max_success(defense["audit"]["max_success"])
+        if not ladder:
+            raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
+    base = tuned(dict(options), [] if ladder else named, callbacks)
+    inspection: Inspection | None = build(config.defense.get("inspection"))
+    return Defense(**vars(base), inspection=inspection, ladder=ladder)

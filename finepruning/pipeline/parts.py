@@ -1,8 +1,8 @@
 """What a run is made of, built and checked before any training."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,43 @@ from finepruning.callbacks import PruneChannels
 from finepruning.data import DefenderData, ImageSet, Packed
 from finepruning.modules import Classifier
 from finepruning.referee import Triggering
+from finepruning.repair import Inspection
 from finepruning.suspect import KnownAttack
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Defense:
-    """The defender's module, the layers that it prunes, its data, and the callbacks that act on them."""
+class Tuning:
+    """A module, the layers that are pruned, the data, and the callbacks that act on them.
+
+    ``options`` is a rung's own part of the configuration.
+    """
 
     module: Classifier
     layers: list[str]
     data: DefenderData
     callbacks: list[Callback]
     max_epochs: int
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def pruning(self) -> PruneChannels | None:
         """The callback that prunes, if one does."""
         return next((callback for callback in self.callbacks if isinstance(callback, PruneChannels)), None)
+
+
+@dataclass(frozen=True)
+class Defense(Tuning):
+    """What the defender does; the ladder holds tunings in rising strength, all of one network."""
+
+    inspection: Inspection | None = None
+    ladder: Sequence[Tuning] = ()
+
+    @property
+    def acts(self) -> bool:
+        """Whether it changes the network, beside looking at it."""
+        return bool(self.max_epochs or self.callbacks or self.ladder)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from finepruning.pipeline.analysis import analyse_layers, score_curve
 from finepruning.pipeline.exports import write_exports, write_repair
 from finepruning.pipeline.parts import Defense, Parts, Source
 from finepruning.pipeline.processes import Team, TeamStore
+from finepruning.pipeline.repairs import Repairs
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
 from finepruning.referee import Scores, score, score_detector, trigger_change_order
@@ -43,8 +44,7 @@ class Run:
         maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
         stages = maker.make()
         if self.parts.defense is not None:
-            stages["suspect"].load_into(self.parts.defense.module.network)
-            stages["defended"] = self._defend(self.parts.defense, store, maker.made_by)
+            stages |= self._defend(self.parts.defense, store, maker.made_by, stages["suspect"])
         return stages
 
     def outcome(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Run:
         found: dict[str, Any] = {"oracle": self._is_oracle, "pruning": []}
         if self.config.get("analysis"):
             found["layers"] = analyse_layers(network, parts.validation, *referee, **self._plain["analysis"])
-        if parts.defense is not None:
+        if parts.defense is not None and "defended" in stages:
             unpruned = stages["suspect"].load_into(parts.defense.module.network)
             found["pruning"] = score_curve(unpruned, stages["defended"].about["result"], *referee)
             found["validation"] = {"suspect": self._validate(unpruned)}
@@ -70,6 +70,8 @@ class Run:
             watches["defended"] = Watch(defended, (), parts.test.labels)
             scores["defended"] = self._score(defended, watches["defended"])
             found |= self._export(network, defended, scores)
+        if self._repairs is not None:
+            found |= self._repairs.write(self.place, self.config.name, stages)
         if self.config.views:
             found |= to_record(
                 watches, found["pruning"], network, parts.test, parts.scored_attack, self.place
@@ -87,27 +89,43 @@ class Run:
             "seconds": seconds | {"referee": time.perf_counter() - start},
         }
 
-    def _defend(self, defense: Defense, store: Store, made_by: Mapping[str, Any]) -> Stage:
-        """Prune and tune the suspect on the defender's clean images; keep the curve as plain values.
+    def _defend(
+        self, defense: Defense, store: Store, made_by: Mapping[str, Any], suspect: Stage
+    ) -> dict[str, Stage]:
+        """Inspect, prune and tune the suspect on the defender's clean images, as far as the defense does.
 
-        An oracle's order is the referee's, and part of what made the stage.
+        What is found is kept as plain values. An oracle's order is the referee's, and part of what made the
+        stage.
         """
-        pruning, attack = defense.pruning, self.parts.scored_attack
+        stages: dict[str, Stage] = {}
+        network, repairs = suspect.load_into(defense.module.network), self._repairs
+        if repairs is not None:
+            seen = {**made_by, "inspection": self._plain["defense"]["inspection"]}
+            inspect = functools.partial(repairs.inspect, network)
+            stages["inspected"] = inspected = store.stage("inspected", seen, inspect)
+            repairs.aim(inspected)
+        if not defense.acts:
+            return stages
         made_by = {**made_by, "defense": self._plain["defense"]}
+        if repairs is not None and defense.ladder:
+            climb = functools.partial(repairs.climb, suspect, inspected)
+            return stages | {"defended": store.stage("defended", made_by, climb)}
+        pruning, attack = defense.pruning, self.parts.scored_attack
         if pruning is not None and pruning.oracle and attack is not None:
             pruning.given = trigger_change_order(
-                defense.module.network, defense.layers, self.parts.test, attack, pruning.joint, self._device
+                network, defense.layers, self.parts.test, attack, pruning.joint, self._device
             )
             made_by["order"] = [list(channel) for channel in pruning.given]
 
         def make(directory: Path) -> Mapping[str, Any]:
             log.info("Defending it ...")
+            suspect.load_into(network)
             self._fit(
                 defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs
             )
             return pruning.state_dict() if pruning is not None else {}
 
-        return store.stage("defended", made_by, make)
+        return stages | {"defended": store.stage("defended", made_by, make)}
 
     def _score(self, network: nn.Module, watch: Watch) -> Scores:
         with watch:
@@ -148,6 +166,14 @@ class Run:
         pruning = self.parts.defense.pruning if self.parts.defense else None
         searched = self.config.get("oracle", False)  # by a search that was told to look at attack success
         return searched or (pruning is not None and pruning.oracle)
+
+    @functools.cached_property
+    def _repairs(self) -> Repairs | None:
+        defense = self.parts.defense
+        if defense is None or defense.inspection is None:
+            return None
+        names = tuple(self.parts.packed.classes)
+        return Repairs(defense, defense.inspection, names, self._plain["defense"], self._fit, self._device)
 
     @property
     def _fit(self) -> Callable[..., None]:

@@ -1,0 +1,136 @@
+"""A network that unlearns its backdoor on clean images."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finepruning.modules.classifier import Batch
+from finepruning.modules.states import FinePrunedClassifier
+from finepruning.repair.unlearning import (
+    attack_loss,
+    perturb,
+    pool_goals,
+    pool_radii,
+    push,
+    random_patterns,
+    unlearning_loss,
+)
+
+
+class UnlearnedClassifier(FinePrunedClassifier):
+    """A network that learns to resist a pool of universal perturbations, and to answer as the suspect else.
+
+    Channels that are pruned stay silent. The perturbations learn beside the network, one step a batch.
+
+    Args:
+        network: The suspect.
+        layers: Names of the layers whose channels may be pruned.
+        image_shape: (C, H, W) of the images.
+        weight: Of perturbed images in the loss, at least 0.
+        imitation: Factor of the distillation from the suspect, at least 0.
+        temperature: Of the distillation, above 0.
+        perturbations: Size of the pool, at least 1.
+        radii: Smallest and largest L2 norm of the perturbations, above 0, in units of a pixel's range.
+        step: How far a batch pushes them, as a share of their radius, above 0.
+        restarts: Perturbations that start anew in each epoch, at least 0.
+        untargeted: Whether a part of the pool only leads away from the true class, which costs more accuracy;
+            None: unless exactly one class is suspicious.
+        training: Arguments of :class:`Classifier`.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    teacher: nn.Module
+    patterns: Tensor
+    radii: Tensor
+    goals: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Sequence[str],
+        image_shape: Sequence[int],
+        *,
+        weight: float = 0.05,
+        imitation: float = 1.0,
+        temperature: float = 2.0,
+        perturbations: int = 8,
+        radii: Sequence[float] = (1.0, 3.0),
+        step: float = 0.25,
+        restarts: int = 2,
+        untargeted: bool | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(network, layers, image_shape, **training)
+        for name, value in (("weight", weight), ("imitation", imitation), ("restarts", restarts)):
+            if value < 0:
+                raise ValueError(f"{name}={value} is below 0. Set defense.tuning.{name} to 0 or more.")
+        for name, value in (("temperature", temperature), ("step", step)):
+            if value <= 0:
+                raise ValueError(f"{name}={value} must be above 0. Change defense.tuning.{name}.")
+        if len(radii) != 2 or not 0 < radii[0] <= radii[1]:
+            raise ValueError(
+                f"radii={list(radii)} are not a smallest and a largest L2 norm above 0. Change "
+                "defense.tuning.radii."
+            )
+        if perturbations < 1:
+            raise ValueError(
+                f"perturbations={perturbations} is an empty pool. Set defense.tuning.perturbations to "
+                "1 or more."
+            )
+        self.image_shape = list(image_shape)
+        self._fill(pool_goals(perturbations, [], True))  # until it is aimed
+
+    def aim_at(self, classes: Sequence[int]) -> None:
+        """Point the pool at suspicious classes, and, where that is wanted, away from the true one."""
+        options = self.hparams
+        untargeted = len(classes) != 1 if options["untargeted"] is None else options["untargeted"]
+        self._fill(pool_goals(options["perturbations"], classes, untargeted))
+
+    def _fill(self, goals: Tensor) -> None:
+        self.register_buffer("goals", goals)
+        self.register_buffer("radii", pool_radii(goals, *self.hparams["radii"]))
+        self.register_buffer("patterns", random_patterns(self.radii, self.image_shape, self._chance(0)))
+
+    def setup(self, stage: str) -> None:
+        """Keep the suspect as it is now; a checkpoint, if there is one, is read later and brings it back."""
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        """Start a few perturbations anew, in turns."""
+        super().on_train_epoch_start()
+        self.teacher.eval()
+        count, size = self.hparams["restarts"], len(self.patterns)
+        if self.current_epoch and count:
+            first = (self.current_epoch - 1) * count
+            places = torch.arange(first, first + min(count, size)) % size
+            chance = self._chance(self.current_epoch)
+            fresh = random_patterns(self.radii[places].cpu(), self.image_shape, chance)
+            self.patterns[places] = fresh.to(self.patterns)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch of (images, labels); push the perturbations."""
+        images, labels = batch
+        places = torch.arange(len(images), device=self.device) % len(self.patterns)
+        patterns = self.patterns.clone().requires_grad_()
+        both = torch.cat([images, perturb(images, patterns, places)])
+        clean, perturbed = self._train_logits(both).float().chunk(2)
+        with torch.no_grad():
+            teacher = self.teacher(images).float()
+        (gradients,) = torch.autograd.grad(
+            attack_loss(perturbed, labels, self.goals[places]), patterns, retain_graph=True
+        )
+        self.patterns.copy_(push(self.patterns, gradients, self.radii, self.hparams["step"]))
+        options = self.hparams
+        loss = unlearning_loss(
+            clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
+        )
+        self._epoch_loss += loss.detach()
+        return loss
+
+    def _chance(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + epoch)

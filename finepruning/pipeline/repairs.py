@@ -1,0 +1,223 @@
+"""Inspection, ladder and audit of a run: the repair room at work, on the defender's images alone."""
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finepruning.data import ImageSet
+from finepruning.metrics import Rate
+from finepruning.modules import UnlearnedClassifier
+from finepruning.pipeline.parts import Defense, Tuning
+from finepruning.repair import (
+    UNTARGETED,
+    Inspection,
+    PairedLoss,
+    Rankings,
+    check_accuracy,
+    climb,
+    compare,
+    correct,
+    load_triggers,
+    missing_classes,
+    paired_loss,
+    rankings_record,
+    save_triggers,
+    success,
+    verdict,
+    why_none,
+)
+from finepruning.repair.report import page, write_pictures
+from finepruning.store import WEIGHTS, Stage, load_weights
+
+log = logging.getLogger(__name__)
+
+TRIGGERS = "triggers.safetensors"
+KEPT = 8  # triggers of each ranking that are kept as files
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """The defender at work beyond pruning and tuning.
+
+    Args:
+        defense: What it does; has an inspection.
+        names: Of the classes.
+        options: The configuration's ``defense``, as plain values.
+        fit: Trains a module on data, in a stage's folder.
+        device: Where to compute beside training.
+    """
+
+    defense: Defense
+    inspection: Inspection
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
+    fit: Callable[..., None]
+    device: str
+
+    def inspect(self, network: nn.Module, directory: Path) -> Mapping[str, Any]:
+        """Inspect the suspect; return the rankings as plain values, write the triggers.
+
+        Raises:
+            ValueError: If the suspect's accuracy is near chance.
+        """
+        log.info("Inspecting it ...")
+        right = correct(network.to(self.device), self._validation())
+        check_accuracy(Rate(int(right.sum()), len(right)), len(self.names))
+        rankings, found = self._rank(network)
+        save_triggers(rankings, directory / TRIGGERS, KEPT)
+        evidence = self.inspection.evidence(rankings, self.names)
+        remarks = self._remarks(rankings)
+        for remark in remarks:
+            log.warning(remark)
+        return {
+            "rankings": found,
+            "suspicious": self.inspection.suspects(rankings),
+            "verdict": "something stands out" if evidence else "nothing stands out",
+            "reasons": evidence or ["No class's smallest trigger stands out from the others."],
+            "remarks": remarks,
+        }
+
+    def aim(self, inspected: Stage) -> None:
+        """Tell the modules that unlearn what is suspicious."""
+        for tuning in (self.defense, *self.defense.ladder):
+            if isinstance(tuning.module, UnlearnedClassifier):
+                tuning.module.aim_at(inspected.about["result"]["suspicious"])
+
+    def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
+        """Walk the ladder, leave the network of the rung that stays, and audit it."""
+        network = self.defense.module.network
+        suspect.load_into(network)
+        before = correct(network.to(self.device), self._validation())
+        places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
+        audits: dict[int, dict[str, Any]] = {}
+
+        def attempt(rung: Tuning) -> PairedLoss:
+            place = places[id(rung)]
+            log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
+            suspect.load_into(network)
+            if not (place / WEIGHTS).exists():
+                place.mkdir(exist_ok=True)
+                logs, epochs = f"defended/{place.name}", rung.max_epochs
+                self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
+            load_weights(network, place / WEIGHTS)
+            return paired_loss(before, correct(network.to(self.device), self._validation()))
+
+        def passes(rung: Tuning) -> bool:
+            audits[id(rung)] = self._audit(network, inspected)
+            return not audits[id(rung)]["evidence"]
+
+        rungs, max_drop = self.defense.ladder, self.options["max_drop"]
+        losses, kept = climb(rungs, attempt, max_drop, passes if self.options["stop_early"] else None)
+        if kept is None:
+            suspect.load_into(network)
+            shutil.copy(suspect.directory / WEIGHTS, directory / WEIGHTS)
+        else:
+            load_weights(network, places[id(rungs[kept])] / WEIGHTS)
+            (places[id(rungs[kept])] / WEIGHTS).replace(directory / WEIGHTS)
+        audit = audits.get(id(rungs[kept])) if kept is not None else None
+        audit = audit or self._audit(network, inspected)
+        for place in places.values():
+            shutil.rmtree(place, ignore_errors=True)
+        walked = [
+            {
+                "options": dict(rung.options),
+                "loss": loss.value,
+                "interval": list(loss.interval),
+                **loss._asdict(),
+                "inside": loss.inside(max_drop),
+                "audit": audits.get(id(rung)),
+            }
+            for rung, loss in zip(rungs, losses, strict=False)
+        ]
+        reason = why_none(losses, max_drop) if kept is None else None
+        if reason:
+            log.warning(reason)
+        ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}
+        return {"ladder": ladder, "audit": audit}
+
+    def write(self, place: Path, title: str, stages: Mapping[str, Stage]) -> dict[str, Any]:
+        """Write the report with its pictures; return the record's fields."""
+        stage = stages["inspected"]
+        inspection = stage.about["result"]
+        defended = stages["defended"].about["result"] if "defended" in stages else {}
+        ladder, audit = defended.get("ladder"), defended.get("audit")
+        triggers = load_triggers(stage.directory / TRIGGERS, inspection["rankings"])
+        directory = place / "report"
+        pictures = write_pictures(triggers, directory)
+        (directory / "REPORT.md").write_text(page(title, self.names, inspection, pictures, ladder, audit))
+        log.info("Report: %s", directory / "REPORT.md")
+        found = {"inspection": inspection, "ladder": ladder, "audit": audit}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:
+        """Inspect the repaired network afresh and put the old triggers on it again."""
+        log.info("Auditing it ...")
+        before = inspected.about["result"]
+        rankings, after = self._rank(network)
+        suspicious = [*before["suspicious"], UNTARGETED]
+        stored = load_triggers(inspected.directory / TRIGGERS, before["rankings"])
+        old = [t for ranking in stored.values() for t in ranking if t.target in before["suspicious"]]
+        rates = success(network, old, self._validation())
+        limit = self.options["audit"]["max_success"]
+        evidence = self.inspection.evidence(rankings, self.names)
+        said = verdict(evidence, list(zip(old, rates, strict=True)), self.names, limit)
+        applied = [
+            {"family": t.family, "target": t.target, "success": rate.value if rate.total else None}
+            for t, rate in zip(old, rates, strict=True)
+        ]
+        norms = compare(before["rankings"], after, suspicious)
+        return said | {"old_triggers": applied, "norms": norms, "rankings": after}
+
+    def _rank(self, network: nn.Module) -> tuple[Rankings, dict[str, Any]]:
+        """Return both rankings of a network, and the same as plain values."""
+        images, labels = self._sample(self.defense.data.training)
+        targets = self.inspection.targets(len(self.names))
+        network.to(self.device)
+        rankings = self.inspection.rank(network, images, labels, targets)
+        rates = {
+            family: success(network, ranking[:KEPT], self._validation())
+            + [Rate(0, 0)] * len(ranking[KEPT:])  # nobody asks for those
+            for family, ranking in rankings.items()
+        }
+        return rankings, rankings_record(rankings, rates)
+
+    def _remarks(self, rankings: Rankings) -> list[str]:
+        """Return what a reader must know about the limits of an inspection."""
+        remarks = []
+        empty = missing_classes(self.defense.data.training.labels, len(self.names))
+        if empty:
+            listed = ", ".join(repr(self.names[label]) for label in empty)
+            remarks.append(
+                f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected "
+                "as targets all the same; what sends only their images somewhere cannot be seen."
+            )
+        failed = [(family, t) for family, ranking in rankings.items() for t in ranking if t.failed]
+        for family, trigger in failed:
+            name = "untargeted" if trigger.target == UNTARGETED else repr(self.names[trigger.target])
+            remarks.append(
+                f"The {family} search for {name} met values that are not numbers; it was set aside, and "
+                "nothing is known of it."
+            )
+        targets = self.inspection.targets(len(self.names))
+        if len(targets) < len(self.names):
+            listed = ", ".join(repr(self.names[label]) for label in targets)
+            remarks.append(f"Only {len(targets)} of {len(self.names)} classes were inspected: {listed}.")
+        return remarks
+
+    def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Return at most ``sample`` images, spread over the set, and their labels."""
+        rows = torch.arange(len(images))
+        if len(rows) > self.inspection.sample:
+            rows = (torch.arange(self.inspection.sample) * len(rows)) // self.inspection.sample
+        pairs = list(images.subset(rows).batches(BATCH_SIZE, self.device))
+        return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+
+    def _validation(self) -> Any:
+        return self.defense.data.validation[0].batches(BATCH_SIZE, self.device)

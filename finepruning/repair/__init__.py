@@ -1,0 +1,43 @@
+"""Repair as functions: inspection, unlearning, ladder, audit. Knows no attack, no Lightning, no test data.
+
+A comparator from the literature is one file here, with its module in ``modules/`` and its line in
+``pipeline.build.TUNERS``.
+"""
+
+from finepruning.repair.audit import check_max_success, compare, verdict
+from finepruning.repair.inspection import (
+    Inspection,
+    Rankings,
+    check_accuracy,
+    load_triggers,
+    missing_classes,
+    rankings_record,
+    save_triggers,
+    success,
+)
+from finepruning.repair.inversion import UNTARGETED, Search, Trigger, invert
+from finepruning.repair.ladder import PairedLoss, check_max_drop, climb, correct, paired_loss, why_none
+
+__all__ = [
+    "UNTARGETED",
+    "Inspection",
+    "PairedLoss",
+    "Rankings",
+    "Search",
+    "Trigger",
+    "check_accuracy",
+    "check_max_drop",
+    "check_max_success",
+    "climb",
+    "compare",
+    "correct",
+    "invert",
+    "load_triggers",
+    "missing_classes",
+    "paired_loss",
+    "rankings_record",
+    "save_triggers",
+    "success",
+    "verdict",
+    "why_none",
+]

@@ -1,0 +1,71 @@
+"""The audit of a repaired network: what can be said without a trigger, and never that it is clean."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finepruning.metrics import Rate
+from finepruning.repair.inversion import Trigger
+
+NOTHING_FOUND = "no evidence of a backdoor left under these tests"
+EVIDENCE = "evidence remains"
+
+
+def verdict(
+    stands_out: Sequence[str],
+    old: Sequence[tuple[Trigger, Rate]],
+    names: Sequence[str],
+    max_success: float,
+) -> dict[str, Any]:
+    """Return one of the two sentences, with its reasons, as plain values.
+
+    Args:
+        stands_out: What stands out of a fresh inspection of the repaired network, one sentence each.
+        old: Triggers that were found in the suspect, and what they still do to the repaired network.
+        names: Of the classes.
+        max_success: Success of an old trigger from which it is evidence, in (0, 1].
+    """
+    reasons = list(stands_out)
+    for trigger, rate in old:
+        if rate.total and rate.value >= max_success:
+            name = repr(names[trigger.target])
+            reasons.append(
+                f"The {trigger.family} trigger that was found in the suspect still sends {rate.hits} of "
+                f"{rate.total} images to {name}."
+            )
+    if reasons:
+        return {"verdict": EVIDENCE, "evidence": True, "reasons": reasons}
+    reason = "A fresh inspection of the repaired network finds no class that stands out"
+    counted = [rate.value for _, rate in old if rate.total]
+    if counted:
+        reason += (
+            f", and the triggers that were found in the suspect send at most {100 * max(counted):.1f} % of "
+            "the validation images to their classes."
+        )
+    else:
+        reason += "; no trigger had been found in the suspect that could be put on again."
+    return {"verdict": NOTHING_FOUND, "evidence": False, "reasons": [reason]}
+
+
+def compare(
+    before: Mapping[str, Any], after: Mapping[str, Any], classes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return the norms of some classes' smallest triggers in the suspect and in the repaired network."""
+    rows = []
+    for family in before:
+        norms = [{row["target"]: row["norm"] for row in each[family]["ranking"]} for each in (before, after)]
+        rows += [
+            {
+                "family": family,
+                "target": label,
+                "suspect": norms[0].get(label),
+                "repaired": norms[1].get(label),
+            }
+            for label in classes
+        ]
+    return rows
+
+
+def check_max_success(max_success: float) -> None:
+    """Raise ValueError if the limit of an old trigger's success is out of range."""
+    if not 0 < max_success <= 1:
+        raise ValueError(f"max_success={max_success} is outside (0, 1]. Change defense.audit.max_success.")

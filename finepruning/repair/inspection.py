@@ -1,0 +1,213 @@
+"""Inspection: rankings of all classes by their smallest triggers, and what stands out in them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from finepruning.metrics import Rate
+from finepruning.repair.inversion import FAMILIES, UNTARGETED, Family, Search, Trigger, hits, invert
+
+Ranking = list[Trigger]  # of one family, smallest norm first
+Rankings = dict[Family, Ranking]
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is inspected, and when a class is suspicious.
+
+    Args:
+        search: Arguments of :class:`Search`.
+        classes: How many classes, drawn by chance, are inspected; None: all of them.
+        sample: Clean images that are searched on, at most; at least 1.
+        suspicious: Classes of each family that count as suspicious, the smallest ones; at least 0.
+        clear: Ratio of the runner-up's norm to the smallest from which only that one is suspicious; above 1.
+        outlier: Share of the median norm below which a class stands out, in (0, 1).
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    search: Mapping[str, Any] = field(default_factory=dict)
+    classes: int | None = None
+    sample: int = 2048
+    suspicious: int = 3
+    clear: float = 2.0
+    outlier: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name, least in (("classes", 2), ("sample", 1), ("suspicious", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} is below {least}. Change defense.inspection.{name}.")
+        if self.clear <= 1:
+            raise ValueError(f"clear={self.clear} must be above 1. Change defense.inspection.clear.")
+        if not 0 < self.outlier < 1:
+            raise ValueError(f"outlier={self.outlier} is outside (0, 1). Change defense.inspection.outlier.")
+        Search(**self.search)  # says what is wrong with it now, not after training
+
+    def targets(self, num_classes: int) -> list[int]:
+        """Return the classes that are inspected, ascending: all, or a sample drawn by the search's seed."""
+        if self.classes is None or self.classes >= num_classes:
+            return list(range(num_classes))
+        chance = torch.Generator().manual_seed(Search(**self.search).seed)
+        return sorted(torch.randperm(num_classes, generator=chance)[: self.classes].tolist())
+
+    def rank(self, network: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int]) -> Rankings:
+        """Return both rankings of the targets; the additive one has the untargeted trigger, too.
+
+        Args:
+            network: The network, left in evaluation mode.
+            images: (N, C, H, W) clean images.
+            labels: (N,) their classes.
+            targets: Classes.
+        """
+        search, rankings = Search(**self.search), {}
+        for family in FAMILIES:
+            goals = [*targets, UNTARGETED] if family == "additive" else targets
+            found = invert(network, images, labels, goals, family, search)
+            rankings[family] = sorted(found, key=lambda trigger: trigger.norm)
+        return rankings
+
+    def suspects(self, rankings: Rankings) -> list[int]:
+        """Return the suspicious classes: the head of each ranking, one where it is clear."""
+        found: list[int] = []
+        for ranking in rankings.values():
+            head = [trigger.target for trigger in reached(ranking)]
+            clear = runner_up_ratio(ranking) >= self.clear
+            found += head[: min(1, self.suspicious) if clear else self.suspicious]
+        return list(dict.fromkeys(found))
+
+    def evidence(self, rankings: Rankings, names: Sequence[str]) -> list[str]:
+        """Return a sentence for whatever stands out of a ranking."""
+        sentences = []
+        for family, ranking in rankings.items():
+            middle = median_norm(ranking)
+            for trigger in ranking:
+                if trigger.norm < self.outlier * middle:
+                    away = trigger.target == UNTARGETED
+                    where = "away from their class" if away else f"to {names[trigger.target]!r}"
+                    sentences.append(
+                        f"A universal {family} trigger of norm {trigger.norm:.2f} sends images {where}; the "
+                        f"median of all classes is {middle:.2f}."
+                    )
+        return sentences
+
+
+def reached(ranking: Ranking) -> Ranking:
+    """Return the triggers of a ranking that lead to a class and were found."""
+    return [t for t in ranking if t.target != UNTARGETED and math.isfinite(t.norm)]
+
+
+def median_norm(ranking: Ranking) -> float:
+    """Return the median norm over classes; NaN if no trigger was found."""
+    norms = [trigger.norm for trigger in reached(ranking)]
+    return median(norms) if norms else math.nan
+
+
+def runner_up_ratio(ranking: Ranking) -> float:
+    """Return the second smallest norm over the smallest; NaN if there are not two."""
+    norms = [trigger.norm for trigger in reached(ranking)]
+    return norms[1] / norms[0] if len(norms) > 1 else math.nan
+
+
+@torch.no_grad()
+def success(network: nn.Module, triggers: Sequence[Trigger], batches: Batches) -> list[Rate]:
+    """Return how many images each trigger sends to its target, of those of another class.
+
+    Args:
+        network: The network, left in evaluation mode.
+        triggers: T triggers.
+        batches: (images, labels) that the search did not use.
+    """
+    network.eval()
+    counts = torch.zeros(len(triggers), 2, dtype=torch.long)
+    for images, labels in batches:
+        for place, trigger in enumerate(triggers):
+            counts[place] += torch.tensor(hits(network, trigger, images, labels))
+    return [Rate(*pair) for pair in counts.tolist()]
+
+
+def rankings_record(rankings: Rankings, rates: Mapping[Family, Sequence[Rate]]) -> dict[str, Any]:
+    """Return plain values of both rankings; a norm that was not found is None."""
+    return {
+        family: {
+            "ranking": [
+                {
+                    "target": trigger.target,
+                    "norm": trigger.norm if math.isfinite(trigger.norm) else None,
+                    "success": rate.value if rate.total else None,
+                    "failed": trigger.failed,
+                }
+                for trigger, rate in zip(ranking, rates[family], strict=True)
+            ],
+            "median": _plain(median_norm(ranking)),
+            "ratio": _plain(runner_up_ratio(ranking)),
+        }
+        for family, ranking in rankings.items()
+    }
+
+
+def save_triggers(rankings: Rankings, path: Path, count: int) -> None:
+    """Write the first triggers of each ranking as safetensors, in order."""
+    tensors = {}
+    for family, ranking in rankings.items():
+        for place, trigger in enumerate(ranking[:count]):
+            tensors[f"{family}.{place}.{trigger.target}.pattern"] = trigger.pattern.cpu().contiguous()
+            if trigger.mask is not None:
+                tensors[f"{family}.{place}.{trigger.target}.mask"] = trigger.mask.cpu().contiguous()
+    save_file(tensors, path)
+
+
+def load_triggers(path: Path, record: Mapping[str, Any]) -> Rankings:
+    """Return the triggers that :func:`save_triggers` wrote, with the norms of :func:`rankings_record`."""
+    tensors = load_file(path)
+    rankings: Rankings = {}
+    for family in FAMILIES:
+        rankings[family] = []
+        for place, found in enumerate(record[family]["ranking"]):
+            name = f"{family}.{place}.{found['target']}"
+            if f"{name}.pattern" in tensors:
+                norm = math.inf if found["norm"] is None else found["norm"]
+                mask = tensors.get(f"{name}.mask")
+                pattern = tensors[f"{name}.pattern"]
+                rankings[family].append(
+                    Trigger(family, found["target"], norm, pattern, mask, found["failed"])
+                )
+    return rankings
+
+
+def check_accuracy(validation: Rate, num_classes: int) -> None:
+    """Refuse a network that knows little: a tenth of the way from chance to perfect, or less.
+
+    Args:
+        validation: Clean validation images classified correctly.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: If it is near chance; the message names likely reasons.
+    """
+    chance = 1 / num_classes
+    if not validation.value > chance + 0.1 * (1 - chance):
+        raise ValueError(
+            f"The suspect classifies {validation.hits} of {validation.total} clean validation images "
+            f"correctly, which is near chance ({chance:.1%}); nothing can be found in it or kept. Its "
+            "input may be scaled wrongly (suspect.white, suspect.mean, suspect.std), or its classes come in "
+            "another order than the data set's."
+        )
+
+
+def missing_classes(labels: Tensor, num_classes: int) -> list[int]:
+    """Return the classes of which there is no clean image."""
+    return (torch.bincount(labels.cpu(), minlength=num_classes) == 0).nonzero().squeeze(1).tolist()
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

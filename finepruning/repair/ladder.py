@@ -1,0 +1,102 @@
+"""The ladder: repairs of rising strength, each from the original weights; the strongest affordable stays."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from finepruning.repair.inspection import Batches
+
+Rung = TypeVar("Rung")
+
+
+class PairedLoss(NamedTuple):
+    """Accuracy lost between two networks on the same images, from those on which only one is right.
+
+    Args:
+        lost: Images that only the network before classifies correctly.
+        gained: Images that only the network after does.
+        total: All images.
+    """
+
+    lost: int
+    gained: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The loss of accuracy, in [-1, 1]; negative for a gain, NaN over no image."""
+        return (self.lost - self.gained) / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % interval: Wald's for paired shares, with half an image added to each of the four counts.
+
+        Source: Agresti and Min 2005, Statistics in Medicine 24, section 3.
+        """
+        total, change = self.total + 2, self.lost - self.gained
+        error = 1.96 * math.sqrt(self.lost + self.gained + 1 - change**2 / total) / total
+        return max(-1.0, change / total - error), min(1.0, change / total + error)
+
+    def inside(self, max_drop: float) -> bool:
+        """Whether no more than ``max_drop`` of the accuracy is lost."""
+        return self.lost - self.gained <= max_drop * self.total + 1e-9
+
+
+@torch.no_grad()
+def correct(network: nn.Module, batches: Batches) -> Tensor:
+    """Return whether each image (N,) is classified correctly; the network is left in evaluation mode."""
+    network.eval()
+    return torch.cat([network(images).argmax(-1) == labels for images, labels in batches]).cpu()
+
+
+def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
+    """Return the loss between two networks from what each classifies correctly, (N,) both."""
+    return PairedLoss(int((before & ~after).sum()), int((~before & after).sum()), len(before))
+
+
+def climb(
+    rungs: Sequence[Rung],
+    attempt: Callable[[Rung], PairedLoss],
+    max_drop: float,
+    enough: Callable[[Rung], bool] | None = None,
+) -> tuple[list[PairedLoss], int | None]:
+    """Walk up until a rung costs too much; that one is undone.
+
+    Args:
+        rungs: In rising strength.
+        attempt: Repairs the original network as a rung says, and returns what that costs.
+        max_drop: Largest allowed loss of accuracy, in [0, 1].
+        enough: Whether a rung that may stay ends the walk; None: none does.
+
+    Returns:
+        The losses of the rungs that were tried, and the place of the one that stays; None if none does.
+    """
+    losses: list[PairedLoss] = []
+    for rung in rungs:
+        losses.append(attempt(rung))
+        if not losses[-1].inside(max_drop) or (enough is not None and enough(rung)):
+            break
+    affordable = list(itertools.takewhile(lambda loss: loss.inside(max_drop), losses))
+    return losses, len(affordable) - 1 if affordable else None
+
+
+def check_max_drop(max_drop: float) -> None:
+    """Raise ValueError if the largest allowed loss is no fraction."""
+    if not 0 <= max_drop <= 1:
+        raise ValueError(
+            f"max_drop={max_drop} is outside [0, 1]. It is a fraction: defense.max_drop=0.01 is 1 %."
+        )
+
+
+def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
+    """Say why the suspect stays as it is."""
+    lost = losses[0].lost - losses[0].gained
+    budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
+    return (
+        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. "
+        "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
+    )

@@ -1,0 +1,160 @@
+"""Inspection, unlearning, ladder and audit as runs, and a planted backdoor that they find and remove."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finepruning.modules import UnlearnedClassifier
+from finepruning.networks import DigitsCNN
+from finepruning.pipeline import Refused
+
+RunHere = Callable[..., dict[str, Any]]
+LEARNED = ("trainer.max_epochs=8", "model.width=8", "defender.fraction=0.4", "trainer.precision=32-true")
+FAST = ("defense.inspection.search.steps=40", "defense.inspection.search.images=4")
+UNLEARN = ("defense.tuning.max_epochs=2", "defense.tuning.batch_size=32")
+VERDICTS = ("no evidence of a backdoor left under these tests", "evidence remains")
+
+
+def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_path: Path) -> None:
+    record = quick_run(
+        *LEARNED,
+        "defense=auto",
+        "defense.inspection.search.steps=120",
+        "defense.tuning.batch_size=32",
+        "defense.tuning.max_epochs=10",
+        "defense.max_drop=0.05",
+        "defense.ladder=[{weight: 0.15, learning_rate: 0.02}]",
+    )
+    suspect, defended = (record["scores"][name] for name in ("suspect", "defended"))
+    first = [found["ranking"][0]["target"] for found in record["inspection"]["rankings"].values()]
+    assert 0 in first
+    assert 0 in record["inspection"]["suspicious"]
+    assert suspect["attack_success_rate"] > 0.9
+    assert defended["attack_success_rate"] < 0.1
+    assert defended["clean_accuracy"] > suspect["clean_accuracy"] - 0.05
+    assert record["ladder"]["kept"] == 0
+    assert record["audit"]["verdict"] in VERDICTS
+    (report,) = (tmp_path / "runs").glob("*/report")
+    assert (report / "REPORT.md").read_text().count("![") > 5
+    assert len(list(report.glob("*.png"))) >= 15
+    assert not list((tmp_path / "runs").glob("*/defended/rung-*/last.ckpt"))
+
+
+def test_inspect_changes_nothing(quick_run: RunHere) -> None:
+    record = quick_run("defense=inspect", *FAST)
+    assert record["scores"]["defended"] == record["scores"]["suspect"]
+    assert "defended" not in record["stages"]
+    assert len(record["inspection"]["rankings"]["mask"]["ranking"]) == 10
+
+
+def test_defenses_share_one_inspection_and_a_second_run_is_the_same(quick_run: RunHere) -> None:
+    first = quick_run("defense=inspect", *FAST)
+    second = quick_run("defense=unlearn", *FAST, *UNLEARN)
+    again = quick_run("defense=unlearn", *FAST, *UNLEARN, "overwrite=true")
+    assert first["stages"]["inspected"] == second["stages"]["inspected"]
+    assert second["inspection"] == again["inspection"] == first["inspection"]
+    assert second["scores"] == again["scores"]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_repair_from_a_fresh_store(quick_run: RunHere, tmp_path: Path) -> None:
+    options = ("defense=auto", *FAST, *UNLEARN, "defense.ladder=[{weight: 0.1}]", "defense.max_drop=1")
+    first = quick_run(*options)
+    again = quick_run(*options, f"store_dir={tmp_path / 'fresh'}", "overwrite=true")
+    for key in ("inspection", "ladder", "audit", "scores"):
+        assert first[key] == again[key]
+
+
+def test_channels_that_were_pruned_stay_silent_while_unlearning(quick_run: RunHere, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    store = tmp_path / "own"
+    options = ("defense=prune_unlearn", "defense.max_drop=null", "defense.prune_count=5")
+    record = quick_run(*options, *FAST, *UNLEARN, f"store_dir={store}")
+    state = load_file(store / record["stages"]["defended"] / "network.safetensors")
+    (mask,) = (tensor for name, tensor in state.items() if name.endswith(".channel_mask"))
+    assert int((mask == 0).sum()) == 5
+    assert sum(step["pruned"] for step in record["pruning"]) == 5
+
+
+def test_a_ladder_holds_any_tuner_and_may_prune_first(quick_run: RunHere) -> None:
+    rungs = "[{tuner: finetune, max_epochs: 1}, {weight: 0.1, prune: 0.02}]"
+    record = quick_run("defense=auto", *FAST, *UNLEARN, f"defense.ladder={rungs}", "defense.max_drop=1")
+    walked = record["ladder"]["rungs"]
+    assert [rung["options"].get("tuner") for rung in walked] == ["finetune", None]
+    assert record["ladder"]["kept"] == 1
+
+
+def test_a_walk_that_stops_early_audits_each_rung(quick_run: RunHere) -> None:
+    rungs = "[{weight: 0.1}, {weight: 0.2}]"
+    options = ("defense.stop_early=true", "defense.max_drop=1", f"defense.ladder={rungs}")
+    record = quick_run("defense=auto", *FAST, *UNLEARN, *options)
+    walked = record["ladder"]["rungs"]
+    assert all(rung["audit"]["verdict"] in VERDICTS for rung in walked)
+    assert [rung["audit"]["evidence"] for rung in walked[:-1]] == [True] * (len(walked) - 1)
+
+
+def test_with_a_budget_of_0_the_suspect_may_stay_and_the_record_says_why(quick_run: RunHere) -> None:
+    ruinous = "[{weight: 5.0, learning_rate: 2.0}]"
+    record = quick_run("defense=auto", *FAST, *UNLEARN, "defense.max_drop=0", f"defense.ladder={ruinous}")
+    assert record["ladder"]["kept"] is None
+    assert "No rung stays inside a budget of 0" in record["ladder"]["reason"]
+    assert record["scores"]["defended"] == record["scores"]["suspect"]
+
+
+def test_fewer_images_than_a_batch_are_said(quick_run: RunHere, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        quick_run("defense=unlearn", *FAST, "defense.tuning.max_epochs=1")
+    assert "70 images to tune on, fewer than defense.tuning.batch_size=128" in caplog.text
+
+
+def test_a_sample_of_classes_is_named(quick_run: RunHere) -> None:
+    record = quick_run("defense=inspect", *FAST, "defense.inspection.classes=3")
+    assert len(record["inspection"]["rankings"]["mask"]["ranking"]) == 3
+    assert record["inspection"]["remarks"][0].startswith("Only 3 of 10 classes were inspected: '")
+
+
+def test_a_network_near_chance_is_refused(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finepruning.pipeline.repairs.correct", lambda *_: torch.arange(67) < 7)
+    with pytest.raises(Refused, match=r"7 of 67 .*near chance \(10\.0%\).*scaled wrongly.*another order"):
+        quick_run("defense=inspect", *FAST, "defense.inspection.search.seed=5")
+
+
+REFUSED = {
+    "defense.ladder=[{tuner: magic}]": r"'magic' of a rung is unknown\. Choose unlearn, finetune in defense",
+    "defense.ladder=[]": r"defense\.ladder is empty\. Give it a rung",
+    "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",
+    "defense.audit.max_success=0": r"max_success=0 is outside \(0, 1\]",
+    "defense.tuning.tuner=magic": r"The tuner 'magic' is unknown; choose finetune, unlearn",
+    "defense.tuning.weight=-1": r"weight=-1 is below 0\. Set defense\.tuning\.weight",
+    "defense.tuning.temperature=0": r"temperature=0 must be above 0",
+    "defense.tuning.radii=[3,1]": r"radii=\[3, 1\] are not a smallest and a largest L2 norm",
+    "defense.tuning.perturbations=0": r"perturbations=0 is an empty pool",
+    "defense.inspection.search.steps=0": r"steps=0 leaves nothing to search with",
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), REFUSED.items())
+def test_a_bad_value_is_refused_before_training(
+    override: str, sentence: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: pytest.fail("training began"))
+    with pytest.raises(Refused, match=sentence):
+        quick_run("defense=auto", override)
+
+
+def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious() -> None:
+    network = DigitsCNN((1, 8, 8), 10, [0.5], [0.25], width=1)
+    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4)
+    goals = []
+    for suspicious in ([], [3], [3, 5]):
+        module.aim_at(suspicious)
+        goals.append(sorted(set(module.goals.tolist())))
+    assert goals == [[-1], [3], [-1, 3, 5]]
+    targeted = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4, untargeted=False)
+    with pytest.raises(ValueError, match=r"no class is suspicious, and defense\.tuning\.untargeted=false"):
+        targeted.aim_at([])
