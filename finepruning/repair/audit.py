@@ -38,8 +38,8 @@ def verdict(
     counted = [rate.value for _, rate in old if rate.total]
     if counted:
         reason += (
-            f", and the triggers that were found in the suspect send at most {100 * max(counted):.1f} % of the "
-            "validation images to their classes."
+            f", and the triggers that were found in the suspect send at most {100 * max(counted):.1f} % of "
+            "the validation images to their classes."
         )
     else:
         reason += "; no trigger had been found in the suspect that could be put on again."
