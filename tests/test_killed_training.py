@@ -18,7 +18,7 @@ from finepruning.store import checksum
 from tests.conftest import QUICK, ROOT, run_here
 from tests.test_main_job import RunHere, essence
 
-JOB = (*QUICK, "trainer.max_epochs=12", "defense=fineprune", "defense.tuning.max_epochs=4", "name=job")
+JOB = (*QUICK[1:], "trainer.max_epochs=12", "defense=fineprune", "defense.tuning.max_epochs=4", "name=job")
 
 
 def epochs(path: Path) -> list[int]:

@@ -71,14 +71,12 @@ def show(records: Sequence[Record]) -> None:
 def _notes(record: Record) -> list[str]:
     """Return what a reader must know beside the numbers."""
     scores, notes = record["scores"], []
-    if record.get("oracle"):
-        notes.append("oracle: chosen by attack success")
     if record["dead"]:
         notes.append("dead attack: not ranked")
     if scores["suspect"].get("untargeted", False):
         notes.append("untargeted: share of accuracy lost")
     if record.get("oracle"):
-        notes.append("oracle: knows the trigger, not ranked")
+        notes.append("oracle: not ranked")
     return notes
 
 

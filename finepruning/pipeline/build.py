@@ -66,6 +66,7 @@ def _quieten() -> None:
     """Keep Lightning from saying what a record says, or what does not hold here."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # devices, tips, the end of each fit
     warnings.filterwarnings("ignore", ".isinstance.treespec, LeafSpec")  # Lightning 2.6's own use of torch
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # whoever wants it uses it
     warnings.filterwarnings("ignore", "The number of training batches")  # losses are logged once an epoch
     warnings.filterwarnings("ignore", ".*does not have many workers")  # batches are cut from a tensor
     warnings.filterwarnings("ignore", ".*configure_optimizers. returned")  # pruning alone trains nothing

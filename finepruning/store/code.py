@@ -24,8 +24,17 @@ ATTACKER = (
     "pruning",
 )
 # The defender starts from such a network, so all of that counts, too.
-DEFENDER = (*ATTACKER, "callbacks", "pipeline/build.py", "repair", "suspect/split.py")
-ROOMS = dict.fromkeys(("source", "suspect", "pruned", "poisoned"), ATTACKER) | {"defended": DEFENDER}
+DEFENDER = (
+    *ATTACKER,
+    "callbacks",
+    "pipeline/build.py",
+    "pipeline/repairs.py",
+    "repair",
+    "suspect/split.py",
+)
+ROOMS = dict.fromkeys(("source", "suspect", "pruned", "poisoned"), ATTACKER) | dict.fromkeys(
+    ("inspected", "defended"), DEFENDER
+)
 
 
 @functools.cache
