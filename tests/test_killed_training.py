@@ -54,6 +54,7 @@ def check_equal(tmp_path: Path, record: dict[str, Any], whole: dict[str, Any]) -
     assert not list((tmp_path / "store").rglob("last.ckpt*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_training_ends_with_the_same_record(tmp_path: Path) -> None:
     places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
     process = start(places)
