@@ -124,7 +124,7 @@ def test_a_checkpoint_holds_nothing_that_runs_code(
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     values = kept["hyper_parameters"].values()
     assert kept["hyper_parameters"]["learning_rate"] == 0.05
-    assert all(isinstance(value, bool | int | float | str | list | tuple) for value in values)
+    assert all(isinstance(value, bool | int | float | str | list | tuple | None) for value in values)
 
 
 def test_a_resumed_fit_does_not_prune_twice(
