@@ -129,6 +129,7 @@ def test_one_bad_run_of_a_sweep_takes_no_other_with_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*/record.json"))) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_record_in_a_sweep_hides_no_other_run(tmp_path: Path) -> None:
     arguments = ("defense=none", *QUICK, f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
     damaged = Path(run_here(*arguments)["name"])

@@ -23,7 +23,14 @@ from finepruning.launcher.plan import Job, Outcome, next_job, visible_gpus
 from finepruning.launcher.signals import end_group, end_rest, lead_group, stop_signals
 
 WARM = "finepruning.launcher.warm"  # is loaded before any job is forked
-OF_LOGGER = {"wandb": "wandb.sdk.launch"}  # likewise; each W&B run loads this, which takes it seconds
+OF_LOGGER = {  # likewise: what a logger loads with its first run
+    "wandb": (
+        "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+        "requests",
+        "wandb.sdk.launch",
+        "wandb.wandb_run",
+    )
+}
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 LONGEST_REASON = 4000  # characters; a pipe takes 64 KiB before its reader has to read
 
@@ -60,7 +67,8 @@ def server(logger: Collection[str] = ()) -> ForkServerContext:
     """
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # torch counts GPUs without starting CUDA
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([WARM, *(module for name, module in OF_LOGGER.items() if name in logger)])
+    more = [module for name in logger for module in OF_LOGGER.get(name, ())]
+    context.set_forkserver_preload([WARM, *more])
     return context
 
 

@@ -6,6 +6,4 @@ from finepruning.pipeline import loggers, stages  # noqa: F401 - torch, Lightnin
 from finepruning.store.code import ROOMS, code_version
 
 for kind in ROOMS:
-    code_version(
-        kind
-    )  # kept, so that no job parses the code anew, and all jobs name the code that was loaded
+    code_version(kind)  # kept: no job parses the code anew, and all name the code that was loaded

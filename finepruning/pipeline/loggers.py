@@ -104,6 +104,7 @@ def _start_wandb(config: DictConfig, place: Path, about: Mapping[str, Any]) -> d
             silent=True,
             console="off",
             x_disable_stats=True,
+            x_save_requirements=False,
             x_transaction_log_flush_interval=1,  # seconds; by default a killed run loses up to 15
         ),
     )
