@@ -68,10 +68,9 @@ def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> No
     require_onnx()
     training = network.training
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    disabled = logging.root.manager.disable
     try:
-        logger.setLevel(logging.ERROR)
+        logging.disable(logging.WARNING)  # torch's and onnxscript's optimizers tell each of their steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's exporter, on its own code
             torch.onnx.export(
@@ -86,7 +85,7 @@ def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> No
                 verbose=False,
             )
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
         network.train(training)
 
 
