@@ -212,8 +212,19 @@ class Pictures(nn.Module):
     domain = "pixels"
 
 
-@pytest.mark.parametrize("trigger", PIXEL_TRIGGERS.values(), ids=PIXEL_TRIGGERS.keys())
-def test_a_picture_is_not_put_on_sound(trigger: Trigger) -> None:
+ON_SPECTROGRAMS = {name: trigger for name, trigger in PIXEL_TRIGGERS.items() if trigger.on_spectrograms}
+DRAWN = {name: trigger for name, trigger in PIXEL_TRIGGERS.items() if not trigger.on_spectrograms}
+
+
+def test_patches_and_patterns_make_sense_on_a_spectrogram_and_drawings_do_not() -> None:
+    assert {type(trigger) for trigger in ON_SPECTROGRAMS.values()} == {PatchTrigger, PixelTrigger, Blended}
+    assert {type(trigger) for trigger in DRAWN.values()} == {DrawnTrigger}
+    for trigger in ON_SPECTROGRAMS.values():
+        trigger.check(Sound())
+
+
+@pytest.mark.parametrize("trigger", DRAWN.values(), ids=DRAWN.keys())
+def test_a_drawing_is_not_put_on_sound(trigger: Trigger) -> None:
     with pytest.raises(ValueError, match=r"added to images, but the data set holds sound\. Choose another"):
         trigger.check(Sound())
 

@@ -11,9 +11,12 @@ class Trigger(nn.Module):
     """What the attacker adds, and the signal it acts on.
 
     ``domain`` is ``"pixels"`` for images (B, C, H, W) in [0, 1], ``"waveform"`` for sound (B, T) in [-1, 1].
+    A sound's spectrogram is an image, too: ``on_spectrograms`` says whether a trigger for images makes sense
+    there, as a patch does and sunglasses do not.
     """
 
     domain: ClassVar[Literal["pixels", "waveform"]] = "pixels"
+    on_spectrograms: ClassVar[bool] = False
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``index`` (B,) are the images' places in their data set."""
@@ -21,7 +24,7 @@ class Trigger(nn.Module):
 
     def check(self, signal: nn.Module) -> None:
         """Raise ValueError if the trigger cannot be added to what a data set with this ``signal`` holds."""
-        if self.domain != signal.domain:
+        if self.domain != signal.domain and not self.on_spectrograms:
             mine, other = ("sound", "images") if self.domain == "waveform" else ("images", "sound")
             raise ValueError(
                 f"This trigger ({type(self).__name__}) is added to {mine}, but the data set holds {other}. "

@@ -25,6 +25,8 @@ class Blended(Trigger):
         FileNotFoundError: If there is no such file.
     """
 
+    on_spectrograms = True
+
     def __init__(self, alpha: float, seed: int, picture: str | None = None) -> None:
         super().__init__()
         self.alpha = check_opacity(alpha)

@@ -21,6 +21,8 @@ class PatchTrigger(Trigger):
         ValueError: If ``size`` or ``value`` is out of range, or the square does not lie inside the image.
     """
 
+    on_spectrograms = True
+
     value: Tensor
 
     def __init__(
@@ -65,6 +67,8 @@ class PixelTrigger(Trigger):
     Raises:
         ValueError: If there is no position, ``value`` is out of range, or a pixel lies outside the image.
     """
+
+    on_spectrograms = True
 
     value: Tensor
 
