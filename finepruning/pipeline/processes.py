@@ -34,6 +34,7 @@ from finepruning.pipeline.training import build_trainer, check_world_size
 from finepruning.store import Stage, Store
 
 PATIENCE = timedelta(days=7)  # the others wait this long while the first one waits for a stage or scores
+LAST_WORDS = 2.0  # seconds in which a process that failed tells its reason
 GRACE = 20.0  # seconds in which the first process ends by itself after another one did
 
 
@@ -206,6 +207,8 @@ class _Helpers:
             failed = False
         finally:
             self.done.set()
+            if failed:  # whoever broke the connection is about to say why
+                connection.wait([*self.reasons, *(each.sentinel for each in self.processes)], LAST_WORDS)
             for process in self.processes:
                 if failed:
                     process.terminate()
