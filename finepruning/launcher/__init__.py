@@ -34,8 +34,7 @@ def register() -> None:
     for plugin in PLUGINS:
         plugin.__module__ = "hydra_plugins.finepruning"
         plugins.register(plugin)
+    # where Hydra's own plugins are installed it would hold our files to their schema
     shipped = ConfigStore.instance().repo["hydra"]["launcher"]
     for name in ("submitit_slurm.yaml", "ray.yaml"):
-        shipped.pop(
-            name, None
-        )  # of Hydra's own plugins, if installed: Hydra would hold our files to their schema
+        shipped.pop(name, None)

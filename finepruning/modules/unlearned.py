@@ -126,7 +126,7 @@ class UnlearnedClassifier(FinePrunedClassifier):
         )
         self.patterns.copy_(push(self.patterns, gradients, self.radii, self.hparams["step"]))
         options = self.hparams
-        loss = unlearning_loss(
+        loss = self._weight * unlearning_loss(
             clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
         )
         self._epoch_loss += loss.detach()

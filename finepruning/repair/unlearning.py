@@ -32,8 +32,7 @@ def pool_goals(count: int, classes: Sequence[int], untargeted: bool) -> Tensor:
     if count < len(goals):
         raise ValueError(
             f"{count} perturbations cannot have {len(goals)} goals. Raise defense.tuning.perturbations, or "
-            "lower "
-            "defense.inspection.suspicious."
+            "lower defense.inspection.suspicious."
         )
     return torch.tensor([goals[place % len(goals)] for place in range(count)])
 
