@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finepruning.dashboard import comparison
+from finepruning.dashboard.table import varying
 
 
 def printed(table: Table) -> str:
@@ -30,6 +31,7 @@ def shown(**changes: Any) -> str:
         "attack": "badnet",
         "defense": "prune",
         "seed": 1,
+        "config": {},
         "scores": {"suspect": scores, "defended": scores},
         "pruning": [{"pruned": number == 1} for number in range(3)],
         "dead": False,
@@ -76,3 +78,19 @@ def test_a_goodnet_has_a_row_of_its_own_with_what_it_rejects() -> None:
     unknown = shown(goodnet=scores | {"clean_rejected": 0.2, "triggered_rejected": None})
     assert "rejects 20.0 of clean" in unknown
     assert "triggered" not in unknown
+
+
+def test_runs_that_only_a_value_tells_apart_show_it() -> None:
+    def record(defense: str, seed: int, rate: float, epochs: int) -> dict[str, Any]:
+        tuning = {"tuning": {"learning_rate": rate, "max_epochs": epochs, "seed": seed}, "copy": rate}
+        config = {"trainer": {"max_epochs": epochs}, "defense": tuning, "name": f"{rate}-{epochs}"}
+        names = {"dataset": "digits", "attack": "badnet", "defense": defense, "seed": seed}
+        return names | {"config": config}
+
+    assert (
+        varying([record("prune", 1, 0.1, 2), record("finetune", 1, 0.2, 3), record("prune", 2, 0.3, 4)]) == {}
+    )
+    assert varying([record("prune", 1, 0.1, 2), record("prune", 1, 0.2, 3)]) == {
+        "max_epochs": ["2", "3"],
+        "learning_rate": ["0.1", "0.2"],
+    }

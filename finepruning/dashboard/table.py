@@ -1,6 +1,7 @@
 """Runs side by side in a terminal."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from finepruning.dashboard.rows import PLACES, flat
+
 Record = Mapping[str, Any]
+
+NAMES = ("dataset", "attack", "defense", "seed")
+MOST_VARIED = 4  # columns for what else tells runs apart
 
 
 def comparison(records: Sequence[Record]) -> Table:
@@ -16,15 +22,17 @@ def comparison(records: Sequence[Record]) -> Table:
     table = Table(
         caption="percent [95 % interval]; attack success counts only images of another class than the target"
     )
-    for column in ("dataset", "attack", "defense", "seed"):
+    varied = varying(records)
+    for column in (*NAMES, *varied):
         table.add_column(column)
     for column in ("clean accuracy", "attack success"):
         table.add_column(f"{column}\nsuspect", justify="right")
         table.add_column(f"{column}\ndefended", justify="right")
     table.add_column("channels\npruned", justify="right")
     table.add_column("note")
-    for record in records:
-        cells = [Text(str(record[key])) for key in ("dataset", "attack", "defense", "seed")]
+    for place, record in enumerate(records):
+        cells = [Text(str(record[key])) for key in NAMES]
+        cells += [Text(values[place]) for values in varied.values()]
         if record["status"] != "finished":
             table.add_row(*cells, "", "", "", "", "", Text(f"failed: {record['error']}", style="red"))
             continue
@@ -34,8 +42,32 @@ def comparison(records: Sequence[Record]) -> Table:
         share = f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else ""
         table.add_row(*cells, share, "; ".join(_notes(record)))
         if "goodnet" in record["scores"]:
-            table.add_row(*_detector_row(record["scores"]["goodnet"]))
+            table.add_row(*_detector_row(record["scores"]["goodnet"], len(varied)))
     return table
+
+
+def varying(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Return what tells runs of one data set, attack, defense and seed apart: each key's value in every run.
+
+    Keys are shortened to their last word, and left out where they say what an earlier one says.
+    """
+    alike = defaultdict(list)
+    configs = [flat({k: v for k, v in record["config"].items() if k not in PLACES}) for record in records]
+    for record, config in zip(records, configs, strict=True):
+        alike[tuple(str(record[key]) for key in NAMES)].append(config)
+    keys = {
+        key: None
+        for found in alike.values()
+        for key in {key: None for config in found for key in config}
+        if any(config.get(key) != found[0].get(key) for config in found)
+    }
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        values = ["" if config.get(key) is None else str(config[key]) for config in configs]
+        if values not in found.values() and len(found) < MOST_VARIED:
+            short = key.rsplit(".", 1)[-1]
+            found[key if short in found else short] = values
+    return found
 
 
 def layers_table(record: Record) -> Table:
@@ -80,7 +112,7 @@ def _notes(record: Record) -> list[str]:
     return notes
 
 
-def _detector_row(scores: Mapping[str, Any]) -> list[Text]:
+def _detector_row(scores: Mapping[str, Any], varied: int) -> list[Text]:
     """Return a row below a run's: its suspect and its repaired network as one, which may reject images."""
     shown = [Text(_percent(scores, name)) for name in ("clean_accuracy", "attack_success_rate")]
     said = [
@@ -90,7 +122,8 @@ def _detector_row(scores: Mapping[str, Any]) -> list[Text]:
     ]
     empty = Text("")
     note = Text(f"rejects {', '.join(said)}")
-    return [empty, empty, Text("+ GoodNet"), empty, empty, shown[0], empty, shown[1], empty, note]
+    front = [empty, empty, Text("+ GoodNet"), empty, *[empty] * varied]
+    return [*front, empty, shown[0], empty, shown[1], empty, note]
 
 
 def _value(share: float | None) -> str:

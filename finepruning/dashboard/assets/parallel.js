@@ -109,7 +109,7 @@ function drawParallel(runs) {
   draw(place, traces, {
     xaxis: {
       tickvals: [...axes.keys()],
-      ticktext: axes.map((axis) => plain(axis.title)),
+      ticktext: axes.map((axis) => plain(axis.title).replace(" ", "<br>")), // neighbours stay apart
       side: "top",
       showgrid: true,
       gridcolor: colour("quiet"),
