@@ -2,10 +2,13 @@
 
 import inspect
 import itertools
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -34,6 +37,7 @@ PLUGINS = [
 ]
 GRIDS = sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml") if path.stem != "optuna")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+PAGES = sorted((ROOT / "experiments").glob("*.md"))
 
 
 def targets(node: Any) -> list[str]:
@@ -84,6 +88,34 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
 def test_every_experiment_has_its_page() -> None:
     missing = [stem for stem in EXPERIMENTS if not (ROOT / "experiments" / f"{stem}.md").exists()]
     assert not missing
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the overrides of each run or sweep that a page tells to start."""
+    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE))
+    words = [shlex.split(line, comments=True) for line in lines.splitlines()]
+    return [[word for word in line[2:] if word != "-m"] for line in words if line[:2] == ["python", "run.py"]]
+
+
+def values(override: str) -> list[str]:
+    """Return an override once for each value that it sweeps over."""
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    if not parsed.is_sweep_override():
+        return [override]
+    return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_value_of_a_pages_commands_composes(page: Path) -> None:
+    for given in commands(page):
+        fixed = [word for word in given if word.startswith("experiment=")]
+        params = composed(*fixed).hydra.sweeper.params or {}
+        grid = {key: f"{key}={value}" for key, value in params.items()}
+        grid |= {word.split("=", 1)[0]: word for word in given if word not in fixed}
+        runs = [values(override) for override in grid.values()]
+        for column in itertools.zip_longest(*runs):
+            composed(*fixed, *(each or run[-1] for each, run in zip(column, runs, strict=True)))
+    assert commands(page)
 
 
 def test_a_target_that_is_not_allowed_is_refused() -> None:
