@@ -35,7 +35,8 @@ def choices_hash(config: DictConfig) -> str:
 
 def attack_name(choices: Mapping[str, str | None]) -> str:
     """Return what an attack is called, with ``pruning_aware_`` before it where decoys were added to it."""
-    return ("pruning_aware_" if choices.get("attack/pruning_aware", "none") != "none" else "") + str(choices["attack"])
+    decoys = choices.get("attack/pruning_aware", "none") != "none"
+    return ("pruning_aware_" if decoys else "") + str(choices["attack"])
 
 
 def file_hashes(config: DictConfig) -> dict[str, str]:
