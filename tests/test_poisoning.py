@@ -201,7 +201,7 @@ IMPOSSIBLE = {
     ),
     "more clean labels than the target class has": (
         {"poison_from": "target", "poison_rate": 0.3},
-        r"only 20 of .* \(of class 0, the target of a clean-label attack\)\. Lower it, or choose a larger class",
+        r"only 20 .*\(of class 0, the target of a clean-label attack\)\. Lower it, or choose a larger class",
     ),
     "more of the source class than there are": (
         {"target_label": None, "label_map": SingleTarget(1, 2), "poison_rate": 0.3},

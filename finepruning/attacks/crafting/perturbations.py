@@ -1,7 +1,5 @@
 """Perturbations that make images hard to recognise, so that their trigger is learned instead."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -79,5 +77,5 @@ def perturb(
         found = ((images + found).clamp(0, 1) - images).detach().requires_grad_()
         loss = functional.cross_entropy(network(images + found), labels, reduction="sum")
         (slope,) = torch.autograd.grad(loss, found)
-        found = cast("Tensor", found + step * slope.sign()).clamp(-epsilon, epsilon)
+        found = (found + step * slope.sign()).clamp(-epsilon, epsilon)
     return ((images + found).clamp(0, 1) - images).detach()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finepruning.attacks.triggers.base import Trigger
 
@@ -84,6 +84,12 @@ class Perturbed(Trigger):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Take ``places`` (K,), ascending indices of images, and their ``perturbations`` (K, C, H, W)."""
         self.places, self.perturbations = tensors["places"], tensors["perturbations"]
+        self.trigger.take(tensors)
+
+    def check(self, signal: nn.Module) -> None:
+        """Raise ValueError if this, or what is stamped afterwards, does not go on such a signal."""
+        super().check(signal)
+        self.trigger.check(signal)
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``images``: (B, C, H, W), float in [0, 1]; same shape out."""
