@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from finepruning.attacks import Attack, Transfer
 from finepruning.attacks.crafting import Generators, NeuronPattern, Perturbations, Plan
 from finepruning.attacks.crafting.perturbations import perturb
+from finepruning.attacks.preview import write_preview
 from finepruning.attacks.triggers import CraftedPatch, InputAware, OthersTrigger, PatchTrigger, Perturbed
 from finepruning.attacks.triggers.input_aware import drawn_by
 from finepruning.data.images import ImageSet, Pixels
@@ -198,6 +199,11 @@ def test_an_attack_that_is_not_crafted_yet_stamps_nothing(use: str) -> None:
         getattr(attack, use)(clean)
     attack.take({"pattern": torch.ones(1, 2, 2)})
     assert (next(attack.stamp(clean).batches(6))[0][..., -2:, -2:] == 1).all()
+
+
+def test_a_preview_cannot_show_a_trigger_that_is_not_crafted_yet(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"A run does it .* and shows the trigger among its pictures"):
+        write_preview(noise_set(6), crafted_attack(), tmp_path)
 
 
 def test_an_attack_without_crafting_has_nothing_to_take() -> None:

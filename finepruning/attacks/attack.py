@@ -35,7 +35,7 @@ class Attack:
         poison_from: Poison images of ``"other"`` classes, which get a new label; of the ``"target"`` class,
             which keep theirs (clean labels); or of ``"all"``.
         cover_rate: Covers, which carry the trigger and keep their true label, as a fraction of the clean
-            training set, in [0, 1). With a single source class they are of the other classes.
+            training set, in [0, 1). They are of any class; with a single source class, of the other ones.
         seed: Seed of the choice of images.
         training_trigger: What poisoned training images carry, if not ``trigger``.
         cover_trigger: What covers carry, if not what poisoned training images carry.
@@ -80,8 +80,8 @@ class Attack:
             )
         if cover_trigger is not None and not cover_rate:
             raise ValueError(
-                "attack.cover_trigger has no image to go on: attack.cover_rate is 0. Raise it, or set the "
-                "trigger to null."
+                "attack.cover_trigger has no image to go on: attack.cover_rate is 0. Raise it, or set "
+                "attack.cover_trigger=null."
             )
         self.trigger = trigger
         self.training_trigger = training_trigger or trigger

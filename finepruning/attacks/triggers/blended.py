@@ -59,7 +59,7 @@ class TiledBlend(Blended):
 
     Source: adaptive blend, Qi et al. 2023, "Revisiting the assumption of latent separability for backdoor
         defenses" (ICLR). Training images carry half of the tiles, fainter than the whole picture that
-        :class:`Blended` lays over an image at test time.
+        :class:`Blended` lays over an image at test time. Deviation: covers may be of the target class, too.
 
     Args:
         tiles: Tiles along each axis, at least 1.
