@@ -128,10 +128,52 @@ def test_random_labels_of_poisoned_images_are_wrong_and_depend_on_the_image_only
     assert (dirty.labels != whole.labels).sum() == 50
 
 
+def corner_values(images: ImageSet) -> list[float]:
+    """The brightness of the corner of every image, where a patch would be."""
+    pixels = torch.cat([batch for batch, _ in images.batches(7)])
+    return [round(value, 1) for value in pixels[:, 0, -1, -1].tolist()]
+
+
+def test_poisoned_images_covers_and_test_images_each_carry_their_own_trigger() -> None:
+    clean = image_set()
+    own = {"training_trigger": PatchTrigger(1, 0.9), "cover_trigger": PatchTrigger(1, 0.8)}
+    made = attack(cover_rate=0.2, **own)
+    chosen = made.choose(clean)
+    rows_of = {"replace": torch.arange(100), "add": torch.cat([torch.arange(100), *chosen])}
+    for poisoning, first in rows_of.items():
+        made.poisoning = poisoning  # type: ignore[assignment]
+        values = corner_values(made.poison(clean))
+        stamped = torch.arange(len(first)) >= (0 if poisoning == "replace" else 100)
+        poisoned, covers = (torch.isin(first, rows) & stamped for rows in chosen)
+        for rows, expected in ((poisoned, 0.9), (covers, 0.8)):
+            assert {values[row] for row in rows.nonzero().squeeze(1).tolist()} == {expected}
+        rest = (~poisoned & ~covers).nonzero().squeeze(1)
+        assert max(values[row] for row in rest.tolist()) < 0.7
+    assert set(corner_values(made.stamp(clean))) == {1.0}
+
+
+def test_covers_carry_what_poisoned_images_carry_unless_they_have_their_own() -> None:
+    poisoned = attack(cover_rate=0.2, training_trigger=PatchTrigger(1, 0.9)).poison(image_set())
+    assert corner_values(poisoned).count(0.9) == 30
+    assert len(poisoned.triggers) == 1
+    one = attack(cover_rate=0.2).poison(image_set())
+    assert one.triggers == (PATCH,)
+
+
+def test_a_part_of_a_poisoned_set_keeps_its_triggers() -> None:
+    made = attack(cover_rate=0.2, cover_trigger=PatchTrigger(1, 0.8)).poison(image_set())
+    rows = torch.arange(99, -1, -1)
+    assert corner_values(made.subset(rows)) == corner_values(made)[::-1]
+
+
 REFUSED = {
     "nothing poisoned": ({"poison_rate": 0.0}, r"outside \(0, 1\]. Change attack\.poison_rate"),
     "too much poisoned": ({"poison_rate": 1.2}, r"outside \(0, 1\]. Change attack\.poison_rate"),
     "all covers": ({"cover_rate": 1.0}, r"outside \[0, 1\). Change attack\.cover_rate"),
+    "covers' trigger without covers": (
+        {"cover_trigger": PATCH},
+        r"attack\.cover_trigger has no image to go on: attack\.cover_rate is 0",
+    ),
     "no label": ({"target_label": None}, r"either attack\.target_label or attack\.label_map"),
     "two labels": ({"label_map": AllToAll()}, r"either attack\.target_label or attack\.label_map"),
     "unknown poisoning": ({"poisoning": "mix"}, r"attack\.poisoning is 'mix'; it can be 'replace' or 'add'"),
@@ -156,6 +198,18 @@ IMPOSSIBLE = {
     "too few left to cover": (
         {"cover_rate": 0.95},
         r"attack\.cover_rate=0\.95 asks for 95 images, but only 90",
+    ),
+    "more clean labels than the target class has": (
+        {"poison_from": "target", "poison_rate": 0.3},
+        r"only 20 .*\(of class 0, the target of a clean-label attack\)\. Lower it, or choose a larger class",
+    ),
+    "more of the source class than there are": (
+        {"target_label": None, "label_map": SingleTarget(1, 2), "poison_rate": 0.3},
+        r"only 20 of .* \(of class 1, the only source\)\. Lower it, or choose a larger class",
+    ),
+    "training trigger larger than the image": (
+        {"training_trigger": PatchTrigger(7, 1.0)},
+        r"does not fit.*attack\.trigger\.size",
     ),
     "target beyond the classes": ({"target_label": 5}, r"Target label 5 .*attack\.target_label"),
     "trigger larger than the image": (

@@ -50,6 +50,7 @@ class PruningAware(Attack):
 
     def check_network(self, network: nn.Module) -> None:
         """Raise ValueError if a network's pruned layer cannot have decoys, or not so many."""
+        super().check_network(network)
         layer = str(network.pruned_layer)
         block = find_block(network, layer)
         channels = len(find_layer(network, block.convolution).weight)  # type: ignore[arg-type]

@@ -57,6 +57,11 @@ class Transfer(Attack):
             )
         if not 0.5 < dedication <= 1:
             raise ValueError(f"attack.dedication={dedication} is outside (0.5, 1]. Change it.")
+        if poisoning.get("crafting") is not None:
+            raise ValueError(
+                "A transferred attack cannot craft its trigger on a network. Choose another attack, or "
+                "attack.crafting=null."
+            )
         super().__init__(trigger, poison_rate, label_map=RandomWrongLabel(seed), seed=seed)
         self.at_source = Attack(trigger, poison_rate, target_label, label_map, seed=seed, **poisoning)
         self.factor = strengthen

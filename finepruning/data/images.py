@@ -24,7 +24,7 @@ class Pixels(nn.Module):
 
 
 class RawBatch(NamedTuple):
-    """What a loader yields: packed values that become images on the device."""
+    """What a loader yields: packed values that become images on the device, and the trigger each one gets."""
 
     raw: Tensor
     labels: Tensor
@@ -34,22 +34,22 @@ class RawBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSet(Dataset[RawBatch]):
-    """Rows of a packed tensor with a label each, some of them triggered.
+    """Rows of a packed tensor with a label each, some of them triggered, not all by the same trigger.
 
     Args:
         raw: (N, ...) packed values of the whole data set, usually memory-mapped.
         index: (M,) the rows that belong to this set, in its order.
         labels: (M,) their labels.
         signal: Turns packed values into images.
-        trigger: What triggered rows are stamped with.
-        triggered: (M,) which rows are stamped.
+        triggers: What triggered rows are stamped with.
+        triggered: (M,) uint8: 0 for a row that is not stamped, n for one that the n-th trigger stamps.
     """
 
     raw: Tensor
     index: Tensor
     labels: Tensor
     signal: nn.Module
-    trigger: nn.Module | None = None
+    triggers: tuple[nn.Module, ...] = ()
     triggered: Tensor | None = None
 
     @classmethod
@@ -71,9 +71,13 @@ class ImageSet(Dataset[RawBatch]):
         """Return the raw batch of ``rows`` (B,), places in this set."""
         index = self.index[rows]
         triggered = (
-            torch.zeros(len(rows), dtype=torch.bool) if self.triggered is None else self.triggered[rows]
+            torch.zeros(len(rows), dtype=torch.uint8) if self.triggered is None else self.triggered[rows]
         )
         return RawBatch(self.raw[index], self.labels[rows], index, triggered)
+
+    def stamped(self, trigger: nn.Module) -> "ImageSet":
+        """Return the set with the same trigger on every row."""
+        return replace(self, triggers=(trigger,), triggered=torch.ones(len(self), dtype=torch.uint8))
 
     def subset(self, rows: Tensor) -> "ImageSet":
         """Return the set of ``rows`` (B,), places in this set."""
@@ -83,12 +87,8 @@ class ImageSet(Dataset[RawBatch]):
     def to_images(self, batch: RawBatch) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] on the batch's device, triggered where they should be."""
         values: Tensor = self.signal.decode(batch.raw)  # type: ignore[operator]
-        if self.trigger is not None and self.trigger.domain == "waveform":
-            values = self._stamp(values, batch)
-        images: Tensor = self.signal(values)
-        if self.trigger is not None and self.trigger.domain == "pixels":
-            images = self._stamp(images, batch)
-        return images
+        images: Tensor = self.signal(self._stamp("waveform", values, batch))
+        return self._stamp("pixels", images, batch)
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) in order, on ``device``."""
@@ -97,12 +97,16 @@ class ImageSet(Dataset[RawBatch]):
             batch = RawBatch(*(part.to(device) for part in self[rows]))
             yield self.to_images(batch), batch.labels
 
-    def _stamp(self, values: Tensor, batch: RawBatch) -> Tensor:
-        where = batch.triggered.nonzero().squeeze(1)
-        if len(where) == 0:
-            return values
-        stamped: Tensor = self.trigger(values[where], batch.places[where])  # type: ignore[misc]
-        return values.index_copy(0, where, stamped)
+    def _stamp(self, domain: str, values: Tensor, batch: RawBatch) -> Tensor:
+        """Return the values with every trigger of a domain on the rows that are to carry it."""
+        for number, trigger in enumerate(self.triggers, start=1):
+            if trigger.domain != domain:
+                continue
+            where = (batch.triggered == number).nonzero().squeeze(1)
+            if len(where):
+                stamped: Tensor = trigger(values[where], batch.places[where])
+                values = values.index_copy(0, where, stamped)
+        return values
 
 
 def channel_statistics(images: ImageSet, sample: int = 2000) -> tuple[list[float], list[float]]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, seed_everything
 from torch import nn
 
-from finepruning.attacks import Attack, PruningAware, Transfer
+from finepruning.attacks import Attack, Transfer
 from finepruning.callbacks import PruneChannels
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.modules import FinePrunedClassifier, PrunedClassifier, UnlearnedClassifier
@@ -124,7 +124,6 @@ def _build_ours(config: DictConfig, packed: Packed) -> Parts:
     attack = build_attack(config)
     if attack is not None:
         attack.check(attacker, len(packed.classes))
-    if isinstance(attack, PruningAware | Transfer):
         attack.check_network(network)
     augment = build(config.training.get("augment"))
     tuned = _build_network(config, facts)

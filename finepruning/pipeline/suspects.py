@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import nn
 
 from finepruning.attacks import Attack, PruningAware, Transfer
@@ -21,11 +22,12 @@ from finepruning.modules import (
 )
 from finepruning.pipeline.parts import Parts, Source
 from finepruning.pruning import add_mask, channel_count, remove_mask, set_pruned
-from finepruning.store import WEIGHTS, Stage, Store, save_weights
+from finepruning.store import WEIGHTS, Stage, Store, save_weights, write_file
 
 log = logging.getLogger(__name__)
 
 SUSPECT_KEYS = ("model", "attack", "training", "trainer", "defender", "seed")  # beside the data
+CRAFTED = "crafted.safetensors"
 WATCHED = 512  # training images that the attacker scores after each epoch
 
 
@@ -52,11 +54,12 @@ class SuspectMaker:
         attack = self.parts.attack
         if self.parts.suspect is not None:
             return {"suspect": self._stage("suspect", self._keep)}
-        if isinstance(attack, PruningAware):
-            return self._with_decoys(attack)
         if isinstance(attack, Transfer) and self.parts.source is not None:
             return self._transferred(attack, self.parts.source)
-        return {"suspect": self._stage("suspect", lambda directory: self._train(attack, directory))}
+        crafted = {} if attack is None or attack.crafting is None else self._crafted(attack)
+        if isinstance(attack, PruningAware):
+            return crafted | self._with_decoys(attack)
+        return crafted | {"suspect": self._stage("suspect", lambda directory: self._train(attack, directory))}
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -77,6 +80,27 @@ class SuspectMaker:
         """Take a stranger's network as it is."""
         save_weights(self.parts.network, directory / WEIGHTS)
         return {}
+
+    def _clean(self) -> Stage:
+        """Return the clean network: the suspect of attack=none."""
+        return self._stage("suspect", lambda directory: self._train(None, directory, "clean"), attack={})
+
+    def _crafted(self, attack: Attack) -> dict[str, Stage]:
+        """Craft the attack's triggers on a clean network; the suspect starts anew, from its first weights."""
+        first = copy.deepcopy(self.parts.network.state_dict())
+
+        def craft(directory: Path) -> Mapping[str, Any]:
+            log.info("Crafting the trigger ...")
+            network = clean.load_into(copy.deepcopy(self.parts.network))
+            tensors = attack.craft(network, self.parts.attacker, self.device)
+            write_file(directory / CRAFTED, save(tensors))
+            return {}
+
+        clean = self._clean()
+        crafted = self._stage("crafted", craft)
+        attack.take(load_file(crafted.directory / CRAFTED))
+        self.parts.network.load_state_dict(first)
+        return {"clean": clean, "crafted": crafted}
 
     def _with_decoys(self, attack: PruningAware) -> dict[str, Stage]:
         """Take the four steps of the pruning-aware attack (Fine-Pruning, section 4.3)."""
@@ -104,9 +128,7 @@ class SuspectMaker:
             save_weights(network, directory / WEIGHTS)
             return {"decoys": decoys}
 
-        clean = self._stage(  # the suspect of attack=none
-            "suspect", lambda directory: self._train(None, directory, "clean"), attack={}
-        )
+        clean = self._clean()
         pruned = self._stage("pruned", prune)
         poisoned = self._stage("poisoned", poison)
         suspect = self._stage("suspect", hide)

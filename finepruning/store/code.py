@@ -32,7 +32,7 @@ DEFENDER = (
     "repair",
     "suspect/split.py",
 )
-ROOMS = dict.fromkeys(("source", "suspect", "pruned", "poisoned"), ATTACKER) | dict.fromkeys(
+ROOMS = dict.fromkeys(("source", "crafted", "suspect", "pruned", "poisoned"), ATTACKER) | dict.fromkeys(
     ("inspected", "defended"), DEFENDER
 )
 

@@ -1,7 +1,6 @@
 """A known trigger as a picture that is laid over images."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,4 +99,4 @@ class StampedImages:
 
     def stamp(self, images: ImageSet) -> ImageSet:
         """Return every image triggered, with its true label."""
-        return replace(images, trigger=self.trigger, triggered=torch.ones(len(images), dtype=torch.bool))
+        return images.stamped(self.trigger)

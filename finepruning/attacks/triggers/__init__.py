@@ -5,9 +5,29 @@ is drawn from the image's index, so that neither batch size nor order changes it
 """
 
 from finepruning.attacks.triggers.base import Trigger
-from finepruning.attacks.triggers.blended import Blended
+from finepruning.attacks.triggers.blended import Blended, TiledBlend
+from finepruning.attacks.triggers.crafted import CraftedPatch, Perturbed
 from finepruning.attacks.triggers.drawn import DrawnTrigger
-from finepruning.attacks.triggers.patches import PatchTrigger, PixelTrigger
+from finepruning.attacks.triggers.input_aware import InputAware, OthersTrigger
+from finepruning.attacks.triggers.patches import Checkerboards, PatchTrigger, PixelTrigger
+from finepruning.attacks.triggers.sinusoid import Sinusoid
 from finepruning.attacks.triggers.sound import SpeechNoise, SpeechTone
+from finepruning.attacks.triggers.warp import Warp
 
-__all__ = ["Blended", "DrawnTrigger", "PatchTrigger", "PixelTrigger", "SpeechNoise", "SpeechTone", "Trigger"]
+__all__ = [
+    "Blended",
+    "Checkerboards",
+    "CraftedPatch",
+    "DrawnTrigger",
+    "InputAware",
+    "OthersTrigger",
+    "PatchTrigger",
+    "Perturbed",
+    "PixelTrigger",
+    "Sinusoid",
+    "SpeechNoise",
+    "SpeechTone",
+    "TiledBlend",
+    "Trigger",
+    "Warp",
+]

@@ -1,6 +1,6 @@
 """What all triggers share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +21,9 @@ class Trigger(nn.Module):
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``index`` (B,) are the images' places in their data set."""
         raise NotImplementedError
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take what was crafted for the attack's triggers; most need nothing."""
 
     def check(self, signal: nn.Module) -> None:
         """Raise ValueError if the trigger cannot be added to what a data set with this ``signal`` holds."""

@@ -25,6 +25,12 @@ def draw(index: Tensor, seed: int, below: int, stream: int = 0) -> Tensor:
     return bits.remainder(below)
 
 
+def uniform(index: Tensor, seed: int, count: int) -> Tensor:
+    """Return ``count`` uniform numbers in [0, 1) for each image, (B, count), float32."""
+    each = index.unsqueeze(-1) * count + torch.arange(count, device=index.device)
+    return draw(each, seed, 2**24).float() / 2**24
+
+
 def _mix(values: Tensor) -> Tensor:
     """Scramble int64 values, overflow wrapping around."""
     values = (values ^ _shift(values, 30)) * _FIRST

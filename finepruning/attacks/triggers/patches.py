@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from finepruning.attacks.triggers.base import Trigger, brightness, check_channels
+from finepruning.attacks.triggers.base import Trigger, brightness, check_channels, check_opacity
 
 
 class PatchTrigger(Trigger):
@@ -52,6 +53,48 @@ class PatchTrigger(Trigger):
         check_channels(self.value, images)
         stamped = images.clone()
         stamped[..., row : row + self.size, column : column + self.size] = self.value
+        return stamped
+
+
+class Checkerboards(Trigger):
+    """Stamp a small checkerboard in every corner, so that a mirrored image still carries the trigger.
+
+    Source: label-consistent attacks, Turner, Tsipras and Madry 2019, arXiv:1912.02771, appendix.
+
+    Args:
+        size: Side of a checkerboard, in pixels. At least 1.
+        alpha: Opacity, in (0, 1].
+
+    Raises:
+        ValueError: If ``size`` or ``alpha`` is out of range, or the corners would overlap.
+    """
+
+    on_spectrograms = True
+
+    def __init__(self, size: int, alpha: float) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(
+                f"A checkerboard of {size} pixels is empty. Set attack.trigger.size to 1 or more."
+            )
+        self.size = size
+        self.alpha = check_opacity(alpha)
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
+        height, width = images.shape[-2:]
+        if 2 * self.size > min(height, width):
+            raise ValueError(
+                f"Four checkerboards of {self.size}x{self.size} pixels do not fit a {height}x{width} image. "
+                "Lower attack.trigger.size or use larger images."
+            )
+        places = torch.arange(self.size, device=images.device)
+        board = ((places.view(-1, 1) + places) % 2 == 0).to(images.dtype)  # its corners are white
+        stamped = images.clone()
+        for rows in (slice(None, self.size), slice(-self.size, None)):
+            for columns in (slice(None, self.size), slice(-self.size, None)):
+                corner = stamped[..., rows, columns]
+                corner.lerp_(board.expand_as(corner), self.alpha)
         return stamped
 
 
