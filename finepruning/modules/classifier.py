@@ -1,6 +1,7 @@
 """Training of any classifier in this project."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,6 +67,7 @@ class Classifier(LightningModule):
         self.save_hyperparameters(ignore=["network"], logger=False)  # the run logs its whole configuration
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network
         self.clean_accuracy = CleanAccuracy()
+        self.findings: dict[str, Any] = {}  # what a training found beside weights, as plain values
         self._epoch_loss = torch.zeros(())
         self._weight = 1.0  # of this process's share of a batch
         self._train_logits = torch.compile(self.forward) if compile else self.forward
@@ -85,11 +87,26 @@ class Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels)."""
         images, labels = batch
-        loss = self._weight * functional.cross_entropy(
-            self._train_logits(images), labels, label_smoothing=self.hparams["label_smoothing"]
-        )
+        return self.noted(self.cross_entropy(self._train_logits(images), labels))
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits (B, K), weighted by this process's share of the batch."""
+        smoothing = self.hparams["label_smoothing"]
+        return self._weight * functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def noted(self, loss: Tensor) -> Tensor:
+        """Return a batch's loss, once it counts in the mean that the epoch logs."""
         self._epoch_loss += loss.detach()
         return loss
+
+    def over_processes(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean of each tensor over all processes; gradients that decide a step must be equal."""
+        if self.trainer.world_size == 1:
+            return list(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        mean: Any = self.trainer.strategy.reduce(flat, reduce_op="mean")
+        parts = mean.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss; stop before a checkpoint is written if it is not a number."""
@@ -124,9 +141,14 @@ class Classifier(LightningModule):
         else:
             optimizer = torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        scale = _SCHEDULES[self.hparams["schedule"]]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale(min(1.0, step / steps)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.rate_scale(min(1.0, step / steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate_scale(self, done: float) -> float:
+        """Return the learning rate's share of its peak when this share of the training is done."""
+        return _SCHEDULES[self.hparams["schedule"]](done)
 
 
 def _cosine(done: float) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finepruning.modules.classifier import Batch
+from finepruning.modules.ranges import check_above_0, check_at_least
 from finepruning.modules.states import FinePrunedClassifier
 from finepruning.repair.unlearning import (
     attack_loss,
@@ -66,12 +67,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
-        for name, value in (("weight", weight), ("imitation", imitation), ("restarts", restarts)):
-            if value < 0:
-                raise ValueError(f"{name}={value} is below 0. Set defense.tuning.{name} to 0 or more.")
-        for name, value in (("temperature", temperature), ("step", step)):
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be above 0. Change defense.tuning.{name}.")
+        check_at_least(0, weight=weight, imitation=imitation, restarts=restarts)
+        check_above_0(temperature=temperature, step=step)
         if len(radii) != 2 or not 0 < radii[0] <= radii[1]:
             raise ValueError(
                 f"radii={list(radii)} are not a smallest and a largest L2 norm above 0. Change "
@@ -129,8 +126,7 @@ class UnlearnedClassifier(FinePrunedClassifier):
         loss = self._weight * unlearning_loss(
             clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
         )
-        self._epoch_loss += loss.detach()
-        return loss
+        return self.noted(loss)
 
     def _chance(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + epoch)

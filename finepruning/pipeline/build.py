@@ -14,7 +14,17 @@ from torch import nn
 from finepruning.attacks import Attack, Transfer
 from finepruning.callbacks import PruneChannels
 from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
-from finepruning.modules import FinePrunedClassifier, PrunedClassifier, UnlearnedClassifier
+from finepruning.modules import (
+    ANPClassifier,
+    FinePrunedClassifier,
+    FTSAMClassifier,
+    HeadShiftClassifier,
+    IBAUClassifier,
+    NADClassifier,
+    PrunedClassifier,
+    SAUClassifier,
+    UnlearnedClassifier,
+)
 from finepruning.pipeline.analysis import check_analysis
 from finepruning.pipeline.parts import Defense, Parts, Source, Suspect, Tuning
 from finepruning.repair import Inspection, check_max_drop, check_max_success
@@ -33,7 +43,16 @@ log = logging.getLogger(__name__)
 
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
-TUNERS: dict[str, type[PrunedClassifier]] = {"finetune": FinePrunedClassifier, "unlearn": UnlearnedClassifier}
+TUNERS: dict[str, type[PrunedClassifier]] = {
+    "finetune": FinePrunedClassifier,
+    "unlearn": UnlearnedClassifier,
+    "ft_sam": FTSAMClassifier,
+    "anp": ANPClassifier,
+    "i_bau": IBAUClassifier,
+    "nad": NADClassifier,
+    "head_shift": HeadShiftClassifier,
+    "sau": SAUClassifier,
+}
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -276,7 +295,7 @@ def _build_defense(
         data = DefenderData(tuning, checked, batch_size, config.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs, **more)
 
-    callbacks = [build(callback) for callback in (config.defense.get("callbacks") or {}).values()]
+    callbacks = _build_callbacks(config.defense)
     options = defense.get("tuning") or NO_TUNING
     if len(tuning) < options["batch_size"] and options["max_epochs"]:
         log.warning(
@@ -287,16 +306,18 @@ def _build_defense(
         )
     ladder = []
     for rung in defense.get("ladder") or ():
-        tuners = {"unlearn": defense["tuning"], **defense["tuners"]}
+        tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
         tuner = rung.get("tuner", "unlearn")
         if tuner not in tuners:
             raise ValueError(
                 f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
                 "give its options in defense.tuners."
             )
-        own = {key: value for key, value in rung.items() if key != "prune"}
+        own = {key: value for key, value in rung.items() if key not in ("prune", "tuner")}
         first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
-        ladder.append(tuned(tuners[tuner] | own, named if first else [], first, options=rung))
+        acting = _build_callbacks(config.defense.tuners.get(tuner, {}))
+        values = (tuners[tuner].get("tuning") or NO_TUNING) | own
+        ladder.append(tuned(values, named if first else [], first + acting, options=rung))
     if "ladder" in defense:
         check_max_drop(defense["max_drop"])
         check_max_success(defense["audit"]["max_success"])
@@ -305,3 +326,7 @@ def _build_defense(
     base = tuned(dict(options), [] if ladder else named, callbacks)
     inspection: Inspection | None = build(config.defense.get("inspection"))
     return Defense(**vars(base), inspection=inspection, ladder=ladder)
+
+
+def _build_callbacks(defense: DictConfig) -> list[Callback]:
+    return [build(callback) for callback in (defense.get("callbacks") or {}).values()]

@@ -20,6 +20,7 @@ from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.repairs import Repairs
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
+from finepruning.pruning import pruned_channels
 from finepruning.referee import Scores, score, score_detector, trigger_change_order
 from finepruning.store import Stage, Store
 from finepruning.suspect import agreement
@@ -63,9 +64,12 @@ class Run:
             found["layers"] = analyse_layers(network, parts.validation, *referee, **self._plain["analysis"])
         if parts.defense is not None and "defended" in stages:
             unpruned = stages["suspect"].load_into(parts.defense.module.network)
-            found["pruning"] = score_curve(unpruned, stages["defended"].about["result"], *referee)
+            result = stages["defended"].about["result"]
+            found["pruning"] = score_curve(unpruned, result, *referee)
+            found["findings"] = result.get("findings", {})
             found["validation"] = {"suspect": self._validate(unpruned)}
             defended = stages["defended"].load_into(unpruned)
+            found["pruned"] = {layer: gone for layer, gone in pruned_channels(defended).items() if gone}
             found["validation"]["defended"] = self._validate(defended)
             watches["defended"] = Watch(defended, (), parts.test.labels)
             scores["defended"] = self._score(defended, watches["defended"])
@@ -123,7 +127,8 @@ class Run:
             self._fit(
                 defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs
             )
-            return pruning.state_dict() if pruning is not None else {}
+            found = {"findings": defense.module.findings}
+            return found | (pruning.state_dict() if pruning is not None else {})
 
         return stages | {"defended": store.stage("defended", made_by, make)}
 

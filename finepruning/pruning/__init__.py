@@ -6,8 +6,10 @@ from finepruning.pruning.cut import Cut, cut_at
 from finepruning.pruning.goodnet import GoodNet
 from finepruning.pruning.masks import add_mask, channel_count, pruned_channels, remove_mask, set_pruned
 from finepruning.pruning.ranking import (
+    Chain,
     Channel,
     activation_change,
+    convolution_chains,
     convolution_outputs,
     mean_activations,
     prune_order,
@@ -18,6 +20,7 @@ from finepruning.pruning.removal import remove_channels, remove_coupled, remove_
 from finepruning.pruning.stop import PrunePoint, count_steps, prune_count, prune_rate, prune_until
 
 __all__ = [
+    "Chain",
     "Channel",
     "Cost",
     "Cut",
@@ -26,6 +29,7 @@ __all__ = [
     "activation_change",
     "add_mask",
     "channel_count",
+    "convolution_chains",
     "convolution_outputs",
     "cost",
     "count_steps",

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import CONVOLUTIONS, Tracer, find_makers, keeps_channels
+from finepruning.pruning.graph import CONVOLUTIONS, NORMS, Tracer, find_makers, keeps_channels, layer_of
 from finepruning.pruning.masks import find_layer
 
 
@@ -75,38 +75,70 @@ def activation_change(
     return {layer: after[layer] - before[layer] for layer in layers}
 
 
-def convolution_outputs(network: nn.Module) -> list[str]:
-    """Return, for each convolution, the layer where its channels are best pruned alone.
+class Chain(NamedTuple):
+    """A convolution and what only normalises, cuts off or pools its channels behind it.
 
-    That is the last one behind it that only normalises, cuts off or pools its channels, and runs once in a
-    pass; the convolution itself where the network cannot be traced.
+    Args:
+        convolution: Its name.
+        norm: The BatchNorm right behind it, if one is there.
+        output: The last layer where its channels are alone, so that they are best pruned there.
+    """
+
+    convolution: str
+    norm: str | None
+    output: str
+
+
+def convolution_chains(network: nn.Module) -> list[Chain]:
+    """Return the chain of each convolution that runs once in a pass.
 
     Args:
         network: The network; its mode is as before afterwards.
+
+    Raises:
+        ValueError: If it cannot be traced.
     """
-    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, CONVOLUTIONS)]
     training = network.training
     tracer = Tracer()
     try:
         tracer.trace(network.eval())
-    except Exception:  # whatever a stranger's forward raises when it meets symbols
-        return convolutions
+    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        raise ValueError(
+            f"The network cannot be traced ({error}), so that nobody knows what follows its convolutions. "
+            "Choose another defense, or name layers in defense.layers."
+        ) from error
     finally:
         network.train(training)
     named: dict[fx.Node, str] = {}
     for name, nodes in tracer.outputs.items():  # a layer comes before the container that it ends
         if len(nodes) == 1:
             named.setdefault(nodes[0], name)
-    found: dict[str, None] = {}
-    for convolution in convolutions:
-        nodes = tracer.outputs.get(convolution, [])
-        if len(nodes) != 1:
+    found = []
+    for name, layer in network.named_modules():
+        nodes = tracer.outputs.get(name, [])
+        if not isinstance(layer, CONVOLUTIONS) or len(nodes) != 1:
             continue
-        last, node = convolution, nodes[0]
-        while len(node.users) == 1 and keeps_channels(network, node := next(iter(node.users))):
-            last = named.get(node, last)
-        found[last] = None
-    return list(found)
+        last, norm, node = name, None, nodes[0]
+        while len(node.users) == 1 and keeps_channels(network, user := next(iter(node.users))):
+            if node is nodes[0] and isinstance(layer_of(network, user), NORMS):
+                norm = named.get(user)
+            last, node = named.get(user, last), user
+        found.append(Chain(name, norm, last))
+    return found
+
+
+def convolution_outputs(network: nn.Module) -> list[str]:
+    """Return, for each convolution, the layer where its channels are best pruned alone.
+
+    That is the end of its chain; the convolution itself where the network cannot be traced.
+
+    Args:
+        network: The network; its mode is as before afterwards.
+    """
+    try:
+        return [chain.output for chain in convolution_chains(network)]
+    except ValueError:
+        return [name for name, layer in network.named_modules() if isinstance(layer, CONVOLUTIONS)]
 
 
 def random_scores(channels: Mapping[str, int], seed: int) -> dict[str, Tensor]:

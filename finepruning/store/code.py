@@ -17,7 +17,9 @@ ATTACKER = (
     "data/splits.py",
     "data/waveforms.py",
     "metrics.py",
-    "modules",
+    "modules/classifier.py",
+    "modules/states.py",
+    "modules/transferred.py",
     "networks",
     "pipeline/suspects.py",
     "pipeline/training.py",
@@ -27,6 +29,7 @@ ATTACKER = (
 DEFENDER = (
     *ATTACKER,
     "callbacks",
+    "modules",
     "pipeline/build.py",
     "pipeline/repairs.py",
     "repair",

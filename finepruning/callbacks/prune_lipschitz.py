@@ -1,0 +1,37 @@
+"""Pruning that needs no data, as a callback."""
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from finepruning.modules.states import PrunedClassifier
+from finepruning.pruning import add_mask
+from finepruning.pruning.masks import mask_of
+from finepruning.repair.clp import channel_bounds, outliers
+
+
+class PruneLipschitz(Callback):
+    """Prune the channels that can amplify their input most, before the first step of a fit.
+
+    Source: Data-free Backdoor Removal Based on Channel Lipschitzness (CLP), Zheng et al. 2022,
+        arXiv:2208.03111. Deviation: a channel is silenced behind its nonlinearity, BatchNorm's bias and all,
+        and convolutions without a BatchNorm are pruned, too.
+
+    Args:
+        u: Standard deviations above its layer's mean from which a channel goes, at least 0.
+
+    Raises:
+        ValueError: If ``u`` is below 0; at the start of a fit, if the network cannot be traced.
+    """
+
+    def __init__(self, u: float) -> None:
+        if not u >= 0:
+            raise ValueError(f"u={u} is below 0. Set defense.u to 0 or more; the paper's value is 3.")
+        self.u = u
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune; what is pruned already stays so."""
+        if not isinstance(pl_module, PrunedClassifier):
+            raise TypeError(f"PruneLipschitz needs a PrunedClassifier, not a {type(pl_module).__name__}.")
+        network = pl_module.network
+        for layer, bounds in channel_bounds(network).items():
+            add_mask(network, layer, len(bounds))
+            mask_of(network, layer)[outliers(bounds, self.u)] = 0.0
