@@ -20,6 +20,7 @@ GROUPS = (
     "defense",
     "detector",
     "analysis",
+    "stress",
     "case",
     "trainer",
     "logger",
