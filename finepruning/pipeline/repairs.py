@@ -163,7 +163,16 @@ class Repairs:
         pictures = write_pictures(triggers, directory)
         (directory / "REPORT.md").write_text(page(title, self.names, inspection, pictures, ladder, audit))
         log.info("Report: %s", directory / "REPORT.md")
-        found = {"inspection": inspection, "ladder": ladder, "audit": audit}
+        shown = [
+            {
+                "family": family,
+                "target": target,
+                "name": "untargeted" if target == UNTARGETED else self.names[target],
+            }
+            | {"files": [f"{directory.name}/{file}" for file in files]}
+            for (family, target), files in pictures.items()
+        ]
+        found = {"inspection": {**inspection, "pictures": shown}, "ladder": ladder, "audit": audit}
         return {name: value for name, value in found.items() if value is not None}
 
     def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:

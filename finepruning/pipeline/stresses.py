@@ -19,7 +19,7 @@ from finepruning.stress import score_perturbed
 
 log = logging.getLogger(__name__)
 
-NETWORKS = ("suspect", "defended", "clean")
+NETWORKS = ("suspect", "defended", "clean")  # the last one is the control
 NAMES = {"before": "as it is", "retuned": "retuned", "reactivated": "with a perturbation"}
 Test = Callable[[nn.Module], Scores]
 
@@ -73,7 +73,8 @@ class StressTests:
         """
         made: dict[str, Stage] = {}
         networks: dict[str, dict[str, Any]] = {}
-        for name in NETWORKS if self.stress.tests else ():
+        wanted = NETWORKS if self.stress.control else NETWORKS[:-1]
+        for name in wanted if self.stress.tests else ():
             if name in stages:
                 networks[name] = self._tests(name, stages[name], scores.get(name), made)
         rungs = self._rungs(stages.get("defended"), made) if self.stress.rungs else []
