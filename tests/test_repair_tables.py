@@ -105,7 +105,7 @@ def test_alarms_on_clean_networks_are_counted_and_the_price_is_the_mean() -> Non
     assert price(runs[0]) == pytest.approx(1.0)
     assert "0.70" in text  # mean of 1.0 and 0.4 points
     assert text.count("│ none") == 0
-    assert text.count("0.25") == 2  # the smallest norm over the median, of each
+    assert text.count("0.25") == 4  # the smallest norm over the median, of each network and family
 
 
 def test_the_place_of_the_true_target_is_its_best_one() -> None:

@@ -87,14 +87,20 @@ class StressTests:
 
         def tested(test: str, options: Mapping[str, Any], run: Test) -> dict[str, Any]:
             made[f"{name}_{test}"] = stage = self._test(network, name, test, options, run)
-            return stage.about["result"]
+            result: dict[str, Any] = stage.about["result"]
+            return result
 
-        found = {"before": scores.to_record() if scores else tested("before", {}, self._score)}
-        clean = Rate(**found["before"]["counts"]["clean_accuracy"])
-        runs = {"retuned": self._retune, "reactivated": functools.partial(self._reactivate, clean)}
-        return found | {
-            test: tested(test, options, runs[test]) for test, options in self.stress.tests.items()
+        found: dict[str, Any] = {
+            "before": scores.to_record() if scores else tested("before", {}, self._score)
         }
+        clean = Rate(**found["before"]["counts"]["clean_accuracy"])
+        runs: dict[str, Test] = {
+            "retuned": self._retune,
+            "reactivated": functools.partial(self._reactivate, clean),
+        }
+        for test, options in self.stress.tests.items():
+            found[test] = tested(test, options, runs[test])
+        return found
 
     def _rungs(self, defended: Stage | None, made: dict[str, Stage]) -> list[dict[str, Any]]:
         """Return the scores of the rungs that were walked, in their order."""
