@@ -100,6 +100,72 @@ def make(
     return record | changes
 
 
+def inspected(*targets: int) -> dict[str, Any]:
+    """What an inspection adds to a record: two rankings over classes 1, 2 and 7, and pictures of some."""
+
+    def ranking(norms: dict[int, float | None]) -> dict[str, Any]:
+        rows = [
+            {"target": target, "norm": norm, "success": 0.95, "failed": False}
+            for target, norm in norms.items()
+        ]
+        return {"ranking": rows, "median": 2.0, "ratio": 4.0}
+
+    pictures = [
+        {"family": family, "target": target, "name": f"class {target}", "files": files}
+        for target in targets
+        for family, files in (
+            ("additive", [f"report/additive-{target}.png"]),
+            ("mask", [f"report/mask-{target}.png", f"report/mask-{target}-opacity.png"]),
+        )
+    ]
+    rankings = {
+        "additive": ranking({2: 0.5, -1: 0.6, 1: 2.0, 7: 9.0}),
+        "mask": ranking({1: 0.5, 2: 2.0, 7: None}),
+    }
+    inspection = {
+        "rankings": rankings,
+        "suspicious": [2],
+        "verdict": "something stands out",
+        "reasons": ["A universal additive trigger of norm 0.50 sends images to 'class 2'."],
+        "remarks": [],
+        "pictures": pictures,
+    }
+    return {"inspection": inspection}
+
+
+def stressed(*networks: str) -> dict[str, Any]:
+    """What stress tests add to a record; by default of all three networks."""
+    found = {
+        "suspect": {"before": scores(0.99, 1), "retuned": scores(0.98, 1), "reactivated": scores(0.99, 1)},
+        "defended": {
+            "before": scores(0.98, 0),
+            "retuned": scores(0.97, 0.4),
+            "reactivated": scores(0.9, 0.2),
+        },
+        "clean": {"before": scores(0.99, 0), "retuned": scores(0.98, 0.05), "reactivated": scores(0.9, 0.1)},
+    }
+    return {"stress": {"networks": {name: found[name] for name in networks or found}, "rungs": []}}
+
+
+def repaired() -> dict[str, Any]:
+    """What a climb adds to a record: two rungs, the first kept, and its audit."""
+    verdict = "no evidence of a backdoor left under these tests"
+    rows = [
+        {
+            "options": {"weight": 0.03},
+            "loss": 0.004,
+            "interval": [0.001, 0.008],
+            "inside": True,
+            "audit": None,
+        },
+        {"options": {"weight": 0.1}, "loss": 0.02, "interval": [0.01, 0.03], "inside": False}
+        | {"audit": {"verdict": "evidence remains"}},
+    ]
+    norms = [{"family": "additive", "target": 2, "suspect": 0.5, "repaired": 2.5}]
+    audit = {"verdict": verdict, "evidence": False, "reasons": ["Nothing stands out."], "norms": norms}
+    return {"ladder": {"max_drop": 0.01, "kept": 0, "rungs": rows, "reason": None}, "audit": audit}
+
+
 def write(root: Path, record: dict[str, Any], log: str | None = None) -> Path:
     """Write a record into a folder of its name, made fit for a file system."""
     folder = root / "".join(

@@ -23,6 +23,7 @@ GROUPS = (
     "defense",
     "detector",
     "analysis",
+    "stress",
     "case",
     "trainer",
     "logger",
@@ -83,6 +84,16 @@ def test_every_option_says_what_it_is(group: str, option: str) -> None:
     first = lines[1] if lines[0].startswith("# @package") else lines[0]
     assert first.startswith("# ")
     assert first.endswith((".", ":", ",")) or len(lines) > 2
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_sweeps_over_what_there_is(experiment: str) -> None:
+    params = composed(f"experiment={experiment}").hydra.sweeper.params
+    groups = {key: values for key, values in params.items() if (ROOT / "conf" / key).is_dir()}
+    named = [(group, value) for group, values in groups.items() for value in str(values).split(",")]
+    files = [ROOT / "conf" / group / f"{value}.yaml" for group, value in named if value != "null"]
+    assert params
+    assert [file for file in files if not file.exists()] == []
 
 
 def test_every_experiment_has_its_page() -> None:

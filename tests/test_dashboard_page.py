@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from finepruning.dashboard import __main__ as dashboard
-from tests.dashboard_runs import activations, make, scores, write, write_many
+from tests.dashboard_runs import (
+    activations,
+    inspected,
+    make,
+    repaired,
+    scores,
+    stressed,
+    write,
+    write_many,
+)
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -48,6 +57,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil["views"] = {"examples": "examples.png"}
     place = write(root, evil, log=f"{SCRIPT}\n</pre>{SCRIPT}\n")
     Image.new("RGB", (8, 8)).save(place / "examples.png")
+    found = inspected(2) | repaired() | stressed()
+    found["inspection"]["reasons"].append(SCRIPT)
+    found["stress"]["rungs"] = [scores(0.98, 0.03), scores(0.95, 0.01)]
+    place = write(root, make("lfw", "sunglasses", "prune", name="repaired", **found))
+    (place / "report").mkdir()
+    for file in ("additive-2", "mask-2", "mask-2-opacity"):
+        Image.new("RGB", (96, 96), "red").save(place / "report" / f"{file}.png")
     broken = root / "broken <b>name"
     broken.mkdir()
     (broken / "record.json").write_text("{")
@@ -127,7 +143,7 @@ def test_the_first_screen_says_who_won(opened: Opened) -> None:
 
 
 def test_records_are_counted_and_skipped_ones_named(opened: Opened) -> None:
-    assert "9 records, 1 skipped: broken <b>name" in opened.page.locator(".lead").first.inner_text()
+    assert "10 records, 1 skipped: broken <b>name" in opened.page.locator(".lead").first.inner_text()
     assert "damaged" in opened.page.locator(".skipped").inner_text()
 
 
@@ -165,12 +181,12 @@ def test_filters_narrow_the_table_and_can_be_reset(opened: Opened) -> None:
     page = opened.page
     page.select_option("[name=defense]", "prune")
     page.fill("[name=query]", "mnist")
-    page.locator("#count", has_text="2 of 9").wait_for()
+    page.locator("#count", has_text="2 of 10").wait_for()
     assert opened.column("defense") == ["prune"]
     page.fill("[name=query]", "no such run")
     page.get_by_text("No run fits these filters.").wait_for()
     page.click("[type=reset]")
-    page.locator("#count", has_text="9 of 9").wait_for()
+    page.locator("#count", has_text="10 of 10").wait_for()
 
 
 def test_a_group_opens_into_its_runs(opened: Opened) -> None:
@@ -211,6 +227,36 @@ def test_details_hold_what_repeats_the_run(opened: Opened) -> None:
     assert re.search(r"30 of 64 channels", text)
 
 
+def test_details_show_what_was_found_what_was_tried_and_what_came_back(opened: Opened) -> None:
+    page = opened.page
+    page.click("[data-view=runs]")
+    row = page.locator("#table tr", has=page.get_by_role("button", name="repaired", exact=True))
+    assert row.locator(".badge").all_inner_texts() == ["audit passed", "stress"]
+    page.get_by_role("button", name="repaired", exact=True).click()
+    inspection = page.locator("dialog .inspection")
+    assert "something stands out" in inspection.inner_text()
+    assert inspection.inner_text().count(SCRIPT) == 1
+    images = inspection.locator("img")
+    assert [image.get_attribute("alt") for image in images.all()] == [
+        "additive trigger to class 2",
+        "mask trigger to class 2",
+        "opacity of the mask trigger to class 2",
+    ]
+    assert all(image.evaluate("image => image.naturalWidth") == 96 for image in images.all())
+    rungs = page.locator("dialog .ladder tbody tr").all_inner_texts()
+    assert [rung.split("\t") for rung in rungs] == [
+        ["weight 0.03", "0.4 [0.1, 0.8]", "kept", "\u2013", "98.0", "3.0"],
+        ["weight 0.1", "2.0 [1.0, 3.0]", "undone", "evidence remains", "95.0", "1.0"],
+    ]
+    audit = page.locator("dialog .audit").inner_text()
+    assert "no evidence of a backdoor left under these tests" in audit
+    assert "0.50" in audit
+    assert "2.50" in audit
+    retuned = page.locator("dialog .stress tr", has_text="defended").filter(has_text="retuned")
+    assert "40.0 [37.0, 43.1]" in retuned.inner_text()
+    assert "no defense sees it" in page.locator("dialog .stress").inner_text()
+
+
 def test_the_matrix_has_each_defense_against_each_attack(opened: Opened) -> None:
     table = opened.page.locator(".matrix", has=opened.page.locator("caption", has_text="mnist"))
     row = table.locator("tbody tr", has=opened.page.get_by_role("rowheader", name="prune", exact=True))
@@ -225,7 +271,7 @@ def test_the_table_is_downloaded_as_csv_in_full_precision(opened: Opened) -> Non
         opened.page.click("#csv")
     lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
     (prune,) = (line for line in lines if line["name"] == "mnist-badnet-prune-s1-0123abcd")
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert float(prune["clean_after"]) == pytest.approx(0.964)
     assert float(prune["clean_after_low"]) < 0.964 < float(prune["clean_after_high"])
     assert [line["name"][:4] for line in lines if line["oracle"] == "1"] == ["mnis"]

@@ -22,17 +22,24 @@ from finepruning.dashboard.seeds import Spread, spread
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
+STRESSED = [f"{network}_{test}" for network in (*NETWORKS, "clean") for test in ("retuned", "reactivated")]
 GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
 FIELDS = (
     *GROUPED_BY,
     "seed",
     *(f"{network}_{score}" for network in NETWORKS for score in SCORES),
     *(f"{network}_{score}_counts" for network in NETWORKS for score in SCORES),
+    *(f"{stressed}_{field}" for stressed in STRESSED for field in ("success", "success_counts", "clean")),
+    "stands_out",
+    "target_place",
+    "evidence",
+    "rung",
     "channels_pruned",
     "dead",
     "seconds",
     "commit",
 )
+UNCOUNTED = ("run", "stress")  # seconds that no defense needs
 UNTOLD = (
     "seed",
     "experiment",
@@ -47,6 +54,9 @@ UNTOLD = (
 )
 TABLE = re.compile(r"(<!-- table (\w+): ([^>]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"clean": "clean_accuracy", "success": "attack_success_rate"}
+LISTED = {"channels": "channels_pruned", "place": "target_place", "rungs": "rung"}
+COUNTED = {"alarms": "stands_out", "evidence": "evidence"}
+STRESS_COLUMNS = {name.replace("clean_", "control_").replace("defended_", ""): name for name in STRESSED}
 
 Row = Mapping[str, Any]
 
@@ -64,14 +74,63 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         scores = record["scores"][network]
         for score in SCORES:
             counts = scores["counts"].get(score)
-            row[f"{network}_{score}"] = "" if scores[score] is None else f"{scores[score]:.6f}"
+            row[f"{network}_{score}"] = _share(scores[score])
             row[f"{network}_{score}_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+    row |= _stress_fields(record) | _repair_fields(record)
     row["channels_pruned"] = sum(step["pruned"] for step in record["pruning"]) if record["pruning"] else ""
+    seconds = [value for name, value in record["seconds"].items() if name not in UNCOUNTED]
     return row | {
         "dead": record["dead"],
-        "seconds": f"{sum(value for name, value in record['seconds'].items() if name != 'run'):.0f}",
+        "seconds": f"{sum(seconds):.0f}",
         "commit": (record["commit"] or "")[:7],
     }
+
+
+def _stress_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stress tests brought back; an undefended network counts as the defended one, too."""
+    networks = (record.get("stress") or {}).get("networks") or {}
+    fields = {}
+    for stressed in STRESSED:
+        network, test = stressed.split("_")
+        tests = networks.get(network) or (networks.get("suspect") if network == "defended" else None) or {}
+        if test in tests:
+            scores = tests[test]
+            counts = scores["counts"].get("attack_success_rate")
+            fields[f"{stressed}_success"] = _share(scores["attack_success_rate"])
+            fields[f"{stressed}_success_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+            fields[f"{stressed}_clean"] = _share(scores["clean_accuracy"])
+    return fields
+
+
+def _repair_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what inspection and audit said, and the place of the rung that stays, from 1; 0 for none."""
+    fields: dict[str, Any] = {}
+    if record.get("inspection"):
+        fields["stands_out"] = record["inspection"]["verdict"] == "something stands out"
+        fields["target_place"] = target_place(record)
+    if record.get("audit"):
+        fields["evidence"] = record["audit"]["evidence"]
+    if record.get("ladder"):
+        kept = record["ladder"]["kept"]
+        fields["rung"] = 0 if kept is None else kept + 1
+    return fields
+
+
+def target_place(record: Mapping[str, Any]) -> int | str:
+    """Return the true target's best place, from 1, in an inspection's rankings; "" without one target."""
+    attack = record["config"].get("attack") or {}
+    target = attack.get("target_label")
+    if target is None:
+        target = (attack.get("label_map") or {}).get("target_label")
+    places = []
+    for found in record["inspection"]["rankings"].values():
+        classes = [row["target"] for row in found["ranking"] if row["target"] >= 0]  # -1 is untargeted
+        places += [classes.index(target) + 1] if target in classes else []
+    return min(places, default="")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
 
 
 def _setting(command: str) -> str:
@@ -91,13 +150,18 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
         columns: Any of the grouping fields, ``seeds``, ``channels``, ``cost`` (points of clean accuracy that
             the defense took), ``price`` (points that the attack took, against ``attack=none`` on the same
             data set), ``clean``, ``success`` (of the defended network), ``suspect_clean`` and
-            ``suspect_success``.
+            ``suspect_success``; under stress ``retuned`` and ``reactivated`` (attack success of the defended
+            network), the same with ``suspect_`` and ``control_`` (a clean network) before it; of a repair
+            ``place`` (the true target's, of each seed), ``alarms`` (inspections in which something stands
+            out), ``evidence`` (audits that find some) and ``rungs`` (that stay, 0 for none).
 
     Raises:
         ValueError: If a column is unknown.
     """
     titles = {"success": "attack success, %", "clean": "clean accuracy, %", "channels": "channels pruned"}
     titles |= {"suspect_clean": "clean accuracy before, %", "suspect_success": "attack success before, %"}
+    titles |= {column: f"{column.replace('_', ', ')}: attack success, %" for column in STRESS_COLUMNS}
+    titles |= {"place": "place of the true target", "alarms": "something stands out", "rungs": "rung"}
     titles |= {"cost": "cost, points", "price": "clean accuracy lost to the attack, points"}
     head = [titles.get(column, column) for column in columns]
     groups: dict[tuple[str, ...], list[Row]] = {}
@@ -122,8 +186,11 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
         dead = sum(row["dead"] in (True, "True") for row in group)
         seeds = ", ".join(str(row["seed"]) for row in group)
         return f"{seeds} ({dead} dead)" if dead else seeds
-    if column == "channels":
-        return ", ".join(str(row["channels_pruned"]) for row in group)
+    if column in LISTED:
+        return ", ".join(str(each) for each in _there(group, LISTED[column]))
+    if column in COUNTED:
+        said = _there(group, COUNTED[column])
+        return f"{sum(each in (True, 'True') for each in said)} of {len(said)}" if said else ""
     alive = [row for row in group if row["dead"] not in (True, "True")] or group
     if column == "cost":
         drops = [
@@ -133,14 +200,21 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
     if column == "price":
         baseline, own = baselines.get(first["dataset"]), _over_seeds(alive, "suspect_clean_accuracy")
         return "" if baseline is None or own is None else f"{100 * (baseline.mean - own.mean):.2f}"
+    if column in STRESS_COLUMNS:
+        return percent(_over_seeds(alive, f"{STRESS_COLUMNS[column]}_success"), nothing="")
     network, _, score = column.rpartition("_") if column.startswith("suspect_") else ("defended", "", column)
     if score not in NAMES:
         raise ValueError(f"A table has no column {column!r}.")
     return percent(_over_seeds(alive, f"{network}_{NAMES[score]}"), nothing="")
 
 
+def _there(group: Sequence[Row], field: str) -> list[Any]:
+    """Return a field's values, those of rows that have one."""
+    return [row[field] for row in group if row.get(field, "") != ""]
+
+
 def _over_seeds(group: Sequence[Row], field: str) -> Spread | None:
-    return spread(float(row[field]) if row[field] != "" else None for row in group)
+    return spread(float(row[field]) if row.get(field, "") != "" else None for row in group)
 
 
 def filled(text: str, results: Path) -> str:

@@ -15,7 +15,11 @@ from finepruning.dashboard.verdict import points
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = [  # in this order
-    f"{name}.js" for name in ("basics", "table", "matrix", "charts", "parallel", "network", "details", "app")
+    f"{name}.js"
+    for name in (
+        *("basics", "table", "matrix", "charts", "parallel"),
+        *("network", "repairs", "details", "app"),
+    )
 ]
 
 

@@ -1,4 +1,4 @@
-"""The papers' own tables, from records: ``python -m finepruning.dashboard.paper_tables transfer RUN ...``."""
+"""Tables of one experiment each: ``python -m finepruning.dashboard.paper_tables transfer RUN ...``."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finepruning import record as records
+from finepruning.dashboard.repair_tables import alarms_table, audits_table, statistics_table
 
 Record = Mapping[str, Any]
 
@@ -54,7 +55,13 @@ def pairs_table(runs: Sequence[Record]) -> Table:
     return table
 
 
-TABLES: dict[str, Callable[[Sequence[Record]], Table]] = {"transfer": transfer_table, "pairs": pairs_table}
+TABLES: dict[str, Callable[[Sequence[Record]], Table]] = {
+    "transfer": transfer_table,
+    "pairs": pairs_table,
+    "alarms": alarms_table,
+    "audits": audits_table,
+    "statistics": statistics_table,
+}
 
 
 def main(kind: str = "", *folders: str) -> None:

@@ -8,10 +8,20 @@ from typing import Any
 
 from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.reading import Run, log_tail
+from finepruning.dashboard.repairs import repair_row
 
 Row = dict[str, Any]
 
-PLACES = ("name", "group", "overwrite", "runs_dir", "store_dir", "data_dir", "logger")  # where, not what
+PLACES = (
+    "name",
+    "group",
+    "overwrite",
+    "runs_dir",
+    "store_dir",
+    "data_dir",
+    "logger",
+    "stress",
+)  # change no score
 MOST_STEPS = 200  # points of a curve that are drawn
 SCORES = {"clean": "clean_accuracy", "success": "attack_success_rate", "robust": "robust_accuracy"}
 
@@ -89,7 +99,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     views = record.get("views") or {}
     setting = "/".join(found[key] for key in ("dataset", "model", "attack"))
     shown = {kind: pictures.place(run.folder, views.get(kind), setting) for kind in ("examples", "filters")}
-    return found | shown
+    return found | shown | repair_row(run, pictures)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

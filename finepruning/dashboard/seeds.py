@@ -9,7 +9,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-PLACES = ("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views")
+PLACES = ("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views", "stress")
 T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees
 Z_95 = 1.959964
 

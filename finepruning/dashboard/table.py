@@ -91,6 +91,25 @@ def layers_table(record: Record) -> Table:
     return table
 
 
+def stress_table(record: Record) -> Table:
+    """Return what stress tests bring back: each network's attack success and clean accuracy, in percent."""
+    networks = record["stress"]["networks"]
+    table = Table(
+        title=f"{record['name']}: attack success (clean accuracy) under stress",
+        caption="the referee's analysis, with triggered images: it decides nothing, and no defense sees it",
+    )
+    tests = next(iter(networks.values()))
+    for column in ("network", *tests):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name, found in networks.items():
+        cells = [
+            f"{_value(scores['attack_success_rate'])} ({_value(scores['clean_accuracy'])})"
+            for scores in found.values()
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
 def show(records: Sequence[Record]) -> None:
     """Print the table, as wide as the terminal; 160 columns where there is none."""
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -98,6 +117,8 @@ def show(records: Sequence[Record]) -> None:
     for record in records:
         if record.get("layers"):
             console.print(layers_table(record))
+        if record.get("stress", {}).get("networks"):
+            console.print(stress_table(record))
 
 
 def _notes(record: Record) -> list[str]:

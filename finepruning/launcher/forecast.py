@@ -10,7 +10,8 @@ from finepruning import record as records
 from finepruning.launcher.plan import Job, defended_hash, suspect_hash
 
 MOST_RECORDS = 500  # of a folder, the newest: enough for a median
-AFTER_SUSPECT = ("defended", "referee", "run")  # the other stages of a record make the suspect
+# the other stages of a record make the suspect
+AFTER_SUSPECT = ("inspected", "defended", "referee", "stress", "run")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from finepruning.modules import (
     UnlearnedClassifier,
 )
 from finepruning.pipeline.analysis import check_analysis
-from finepruning.pipeline.parts import Defense, Parts, Source, Suspect, Tuning
+from finepruning.pipeline.parts import Defense, Parts, Source, Stress, Suspect, Tuning
 from finepruning.repair import Inspection, check_max_drop, check_max_success
 from finepruning.suspect import (
     KnownAttack,
@@ -115,10 +116,12 @@ def build_parts(config: DictConfig) -> Parts:
     _check_gpus(config.trainer)
     torch.set_num_threads(config.trainer.threads)
     _check_decoys(config)
+    stress = _build_stress(config)
     if config.export.onnx:
         require_onnx()
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
     parts = _build_suspect(config, packed) if config.get("suspect") else _build_ours(config, packed)
+    parts = replace(parts, stress=stress)
     parts.check()
     if config.get("analysis"):
         check_analysis(parts.network, **config.analysis)
@@ -182,6 +185,15 @@ def build_attack(config: DictConfig) -> Attack | None:
     own = {key: value for key, value in (plain.get("attack") or {}).items() if key != "source"}
     attack: Attack | None = build(OmegaConf.create(own))
     return attack
+
+
+def _build_stress(config: DictConfig) -> Stress | None:
+    """Build the stress tests, and check that there is a trigger for them."""
+    if not config.get("stress"):
+        return None
+    stress = Stress(**build(config.stress))
+    stress.check_trigger(config.get("attack") or {}, "suspect" in config)
+    return stress
 
 
 def _build_source(config: DictConfig, attack: Transfer, image_shape: tuple[int, int, int]) -> Source:

@@ -15,6 +15,7 @@ from finepruning.data import DefenderData, ImageSet, Packed
 from finepruning.modules import Classifier
 from finepruning.referee import Triggering
 from finepruning.repair import Inspection
+from finepruning.stress import Reactivation, Retune
 from finepruning.suspect import KnownAttack
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,65 @@ class Defense(Tuning):
     def acts(self) -> bool:
         """Whether it changes the network, beside looking at it."""
         return bool(self.max_epochs or self.callbacks or self.ladder)
+
+
+@dataclass(frozen=True)
+class Stress:
+    """How the referee tries to bring the backdoor back.
+
+    Args:
+        control: Whether a clean network is tested, too.
+        rungs: Whether each rung of a ladder is audited, and scored when the defense has ended.
+        retune: Tuning on a few triggered images, or None.
+        reactivation: A perturbation on top of the trigger, or None.
+    """
+
+    control: bool
+    rungs: bool
+    retune: Retune | None = None
+    reactivation: Reactivation | None = None
+
+    @property
+    def tests(self) -> dict[str, dict[str, Any]]:
+        """The tests of a network by what it is after them, with their options as plain values."""
+        found = {"retuned": self.retune, "reactivated": self.reactivation}
+        return {name: dict(vars(test)) for name, test in found.items() if test is not None}
+
+    def check_trigger(self, attack: Mapping[str, Any], foreign: bool) -> None:
+        """Check that there is a trigger to stamp images with, before any work.
+
+        Args:
+            attack: The configuration's ``attack``; empty for ``attack=none``.
+            foreign: Whether the suspect comes in a file.
+
+        Raises:
+            ValueError: If none is known, or it cannot be put on images.
+        """
+        if not self.tests:
+            return
+        if not attack:
+            raise ValueError(
+                "This stress test needs a trigger, and attack=none has none. Choose an attack, or set "
+                "stress=none."
+            )
+        if foreign and not attack["picture"]:
+            raise ValueError(
+                "This stress test puts the trigger on training images, and no trigger of this suspect is "
+                "known that can be. Give attack.picture and attack.target_label, or set stress=none."
+            )
+        if foreign and self.control:
+            raise ValueError(
+                "stress.control=true trains a clean network on the attacker's images, and a suspect's file "
+                "brings none. Set stress.control=false."
+            )
+
+    def check(self, train: ImageSet, attack: Triggering) -> None:
+        """Raise ValueError if there are too few images for it."""
+        changed = attack.wanted(train) != train.labels
+        if self.retune is not None:
+            self.retune.choose(changed)
+        if self.reactivation is not None:
+            self.reactivation.choose(changed)
 
 
 @dataclass(frozen=True)
@@ -105,14 +165,26 @@ class Parts:
     augment: nn.Module | None
     suspect: Suspect | None = None
     source: Source | None = None
+    stress: Stress | None = None
 
     @property
     def scored_attack(self) -> Triggering | None:
         """What the referee measures success of: an attack made here, or what is known of a stranger's."""
         return self.attack if self.suspect is None else self.suspect.attack
 
+    @property
+    def stressed_on(self) -> ImageSet:
+        """Training images for stress tests: the attacker's; all of them where a stranger's are not known."""
+        if len(self.attacker):
+            return self.attacker
+        return ImageSet.whole(self.packed.train, self.packed.train_labels, self.packed.signal)
+
     def check(self) -> None:
         """Say what has nothing to do; raise ValueError if parts do not go together."""
+        if self.stress is not None and self.scored_attack is not None:
+            self.stress.check(self.stressed_on, self.scored_attack)
+        if self.stress is not None and self.stress.rungs and not (self.defense and self.defense.ladder):
+            log.warning("stress.rungs=true looks at the rungs of a ladder, and this defense has none.")
         if self.detector is not None and self.defense is None:
             log.warning(
                 "detector=disagreement compares the suspect with a repaired network, and defense=none "

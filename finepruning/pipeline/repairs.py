@@ -52,6 +52,7 @@ class Repairs:
         options: The configuration's ``defense``, as plain values.
         fit: Trains a module on data, in a stage's folder.
         device: Where to compute beside training.
+        keep_rungs: Whether the ladder's stage keeps each rung's network, audited, for the referee.
     """
 
     defense: Defense
@@ -60,6 +61,7 @@ class Repairs:
     options: Mapping[str, Any]
     fit: Callable[..., None]
     device: str
+    keep_rungs: bool = False
 
     def inspect(self, network: nn.Module, directory: Path) -> Mapping[str, Any]:
         """Inspect the suspect; return the rankings as plain values, write the triggers.
@@ -115,16 +117,24 @@ class Repairs:
 
         rungs, max_drop = self.defense.ladder, self.options["max_drop"]
         losses, kept = climb(rungs, attempt, max_drop, passes if self.options["stop_early"] else None)
+        if self.keep_rungs:
+            for rung in rungs[: len(losses)]:
+                load_weights(network, places[id(rung)] / WEIGHTS)
+                audits[id(rung)] = audits.get(id(rung)) or self._audit(network, inspected)
         if kept is None:
             suspect.load_into(network)
             shutil.copy(suspect.directory / WEIGHTS, directory / WEIGHTS)
         else:
             load_weights(network, places[id(rungs[kept])] / WEIGHTS)
-            (places[id(rungs[kept])] / WEIGHTS).replace(directory / WEIGHTS)
+            shutil.copy(places[id(rungs[kept])] / WEIGHTS, directory / WEIGHTS)
         audit = audits.get(id(rungs[kept])) if kept is not None else None
         audit = audit or self._audit(network, inspected)
         for place in places.values():
-            shutil.rmtree(place, ignore_errors=True)
+            if not self.keep_rungs:
+                shutil.rmtree(place, ignore_errors=True)
+            for rest in place.glob("*"):
+                if rest.name != WEIGHTS:
+                    rest.unlink()  # what an interrupted training would go on from
         walked = [
             {
                 "options": dict(rung.options),
@@ -153,7 +163,16 @@ class Repairs:
         pictures = write_pictures(triggers, directory)
         (directory / "REPORT.md").write_text(page(title, self.names, inspection, pictures, ladder, audit))
         log.info("Report: %s", directory / "REPORT.md")
-        found = {"inspection": inspection, "ladder": ladder, "audit": audit}
+        shown = [
+            {
+                "family": family,
+                "target": target,
+                "name": "untargeted" if target == UNTARGETED else self.names[target],
+            }
+            | {"files": [f"{directory.name}/{file}" for file in files]}
+            for (family, target), files in pictures.items()
+        ]
+        found = {"inspection": {**inspection, "pictures": shown}, "ladder": ladder, "audit": audit}
         return {name: value for name, value in found.items() if value is not None}
 
     def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:

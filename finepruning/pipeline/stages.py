@@ -15,9 +15,11 @@ from torch import nn
 from finepruning.attacks import Transfer
 from finepruning.pipeline.analysis import analyse_layers, score_curve
 from finepruning.pipeline.exports import write_exports, write_repair
-from finepruning.pipeline.parts import Defense, Parts, Source
+from finepruning.pipeline.parts import Defense, Parts, Source, Stress
 from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.repairs import Repairs
+from finepruning.pipeline.resolvers import file_hashes
+from finepruning.pipeline.stresses import StressTests, make_control
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
 from finepruning.pruning import pruned_channels
@@ -43,7 +45,11 @@ class Run:
         """Make the stages, or find them in the store. Every process of the run takes part."""
         store = TeamStore(Path(self.config.store_dir), self.team)
         maker = SuspectMaker(self._plain, self.parts, store, self._fit, self._device)
-        stages = maker.make()
+        control = {}
+        if self.parts.stress is not None and self.parts.stress.control:
+            making = (self._plain, self.parts, store, self._fit, self._device)
+            control["clean"] = make_control(*making)  # first, from the initial weights
+        stages = control | maker.make()
         if self.parts.defense is not None:
             stages |= self._defend(self.parts.defense, store, maker.made_by, stages["suspect"])
         return stages
@@ -81,6 +87,11 @@ class Run:
                 watches, found["pruning"], network, parts.test, parts.scored_attack, self.place
             )
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
+        seconds["referee"] = time.perf_counter() - start
+        if parts.stress is not None:
+            found["stress"], tests = self._stress(parts.stress).results(stages, scores)
+            seconds["stress"] = sum(stage.about["seconds"] for stage in tests.values())
+            stages |= tests
         return {
             "status": "finished",
             "scores": {
@@ -90,7 +101,7 @@ class Run:
             **found,
             "making": stages["suspect"].about["result"],
             "stages": {name: stage.key for name, stage in stages.items()},
-            "seconds": seconds | {"referee": time.perf_counter() - start},
+            "seconds": seconds,
         }
 
     def _defend(
@@ -112,6 +123,7 @@ class Run:
             return stages
         made_by = {**made_by, "defense": self._plain["defense"]}
         if repairs is not None and defense.ladder:
+            made_by |= {"rungs": "kept"} if repairs.keep_rungs else {}
             climb = functools.partial(repairs.climb, suspect, inspected)
             return stages | {"defended": store.stage("defended", made_by, climb)}
         pruning, attack = defense.pruning, self.parts.scored_attack
@@ -166,6 +178,13 @@ class Run:
         repair = write_repair(parts.suspect, self.config.name, scores, alike, export, directory)
         return {"export": export, "repair": repair}
 
+    def _stress(self, stress: Stress) -> StressTests:
+        """Return the stress tests; this process alone makes them, as it alone scores."""
+        made_by = {key: self._plain.get(key) for key in ("attack", "suspect", "defender", "seed")}
+        made_by |= {"data": self.parts.packed.fingerprint, "files": file_hashes(self.config)}
+        store = Store(Path(self.config.store_dir))
+        return StressTests(stress, self.parts, made_by, store, self._device)
+
     @property
     def _is_oracle(self) -> bool:
         pruning = self.parts.defense.pruning if self.parts.defense else None
@@ -178,7 +197,9 @@ class Run:
         if defense is None or defense.inspection is None:
             return None
         names = tuple(self.parts.packed.classes)
-        return Repairs(defense, defense.inspection, names, self._plain["defense"], self._fit, self._device)
+        rungs = self.parts.stress is not None and self.parts.stress.rungs
+        options = self._plain["defense"]
+        return Repairs(defense, defense.inspection, names, options, self._fit, self._device, rungs)
 
     @property
     def _fit(self) -> Callable[..., None]:

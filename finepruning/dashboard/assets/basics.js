@@ -94,6 +94,13 @@ function badges(item) {
     !item.dead &&
       item.dead_seeds > 0 &&
       badge("dead", `${item.dead_seeds} dead`, "dead seeds are not averaged"),
+    item.audit &&
+      badge(
+        item.audit.evidence ? "oracle" : "running",
+        item.audit.evidence ? "evidence remains" : "audit passed",
+        `audit: ${item.audit.verdict}`,
+      ),
+    item.stress && badge("stress", "stress", "tested with triggered images after the repair, by the referee"),
     item.missing > 0 && badge("failed", `${item.missing} missing`, "failed or unfinished runs"),
   ].filter(Boolean);
 }

@@ -101,6 +101,7 @@ function openRun(id) {
     run.error && h("p", { class: "error" }, run.error),
     run.status === "finished" && scoreTable(run),
     run.pruned && h("p", {}, `${run.pruned[0]} of ${run.pruned[1]} channels pruned.`),
+    ...repairParts(run),
     run.command &&
       h(
         "div",
