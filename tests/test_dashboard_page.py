@@ -252,9 +252,9 @@ def test_details_show_what_was_found_what_was_tried_and_what_came_back(opened: O
     assert "no evidence of a backdoor left under these tests" in audit
     assert "0.50" in audit
     assert "2.50" in audit
-    retuned = page.locator("dialog .stress tr", has_text="defended").filter(has_text="retuned")
+    retuned = page.locator("dialog details.stress tr", has_text="defended").filter(has_text="retuned")
     assert "40.0 [37.0, 43.1]" in retuned.inner_text()
-    assert "no defense sees it" in page.locator("dialog .stress").inner_text()
+    assert "no defense sees it" in page.locator("dialog details.stress").inner_text()
 
 
 def test_the_matrix_has_each_defense_against_each_attack(opened: Opened) -> None:
