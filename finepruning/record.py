@@ -7,7 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,20 @@ def read(directory: Path) -> dict[str, Any] | None:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete it to run again.") from error
     return record
+
+
+def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of runs' folders, or of folders of such; and a sentence for each that is damaged."""
+    found, problems = [], []
+    for folder in folders:
+        for path in sorted(folder.rglob(FILE)):
+            try:
+                record = read(path.parent)
+                if record is not None:
+                    found.append(record)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+    return found, problems
 
 
 def environment() -> dict[str, Any]:

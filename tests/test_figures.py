@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from finepruning import record as records
 from finepruning.dashboard import figures
-from finepruning.dashboard.results import latex, load, markdown, results_csv, rows, winners
+from finepruning.dashboard.results import latex, markdown, results_csv, rows, winners
 
 
 def scores(clean: float, success: float | None) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def test_damaged_records_are_named_and_skipped(tmp_path: Path) -> None:
     runs = write(tmp_path / "runs", record(1), record(2, status="failed", error="x"))
     (runs / "broken").mkdir()
     (runs / "broken" / "record.json").write_text("{")
-    found, problems = load([runs])
+    found, problems = records.read_all([runs])
     assert len(found) == 2
     assert [str(runs / "broken") in problem for problem in problems] == [True]
     assert rows(found)[0].group.seeds == [1]

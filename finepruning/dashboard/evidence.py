@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruning.dashboard.results import load, percent
+from finepruning import record as records
+from finepruning.dashboard.results import percent
 from finepruning.dashboard.seeds import Spread, spread
 
 ROOT = Path(__file__).parent.parent.parent
@@ -257,7 +258,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.name:
         folder = given.runs or Path("runs") / given.name
-        found, problems = load([folder])
+        found, problems = records.read_all([folder])
         if problems or not found:
             sys.exit(
                 "\n".join(problems)

@@ -17,12 +17,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from finepruning import record as records
 from finepruning.dashboard.results import (
     Row,
     curve,
     curves_csv,
     latex,
-    load,
     markdown,
     percent,
     results_csv,
@@ -215,7 +215,7 @@ def main(*arguments: str) -> None:
         "--output", type=Path, default=Path("figures"), metavar="DIR", help="default: figures"
     )
     options = parser.parse_args(arguments)
-    found, problems = load(options.runs)
+    found, problems = records.read_all(options.runs)
     for problem in problems:
         print(f"Skipped: {problem}", file=sys.stderr)
     table = rows(found)

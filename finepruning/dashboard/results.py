@@ -3,12 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from finepruning import record as records
 from finepruning.dashboard.seeds import Group, Spread, group_by_seed, setting, spread
 
 SCORES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
@@ -42,20 +40,6 @@ class Row:
             *(["oracle"] if group.oracle else []),
             *(["untargeted"] if group.runs[0]["scores"]["suspect"].get("untargeted", False) else []),
         ]
-
-
-def load(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the records of runs' folders, or of folders of such; and a sentence for each that is damaged."""
-    found, problems = [], []
-    for folder in folders:
-        for path in sorted(folder.rglob(records.FILE)):
-            try:
-                record = records.read(path.parent)
-                if record is not None:
-                    found.append(record)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-    return found, problems
 
 
 def rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -60,21 +60,13 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]
     Raises:
         ValueError: If a folder is not there.
     """
-    found, problems = [], []
+    folders = list(folders)
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(
                 f"--runs {folder} is not a folder. Name the folder of the runs that share this store."
             )
-        for path in sorted(folder.rglob(records.FILE)):
-            try:
-                record = records.read(path.parent)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-                continue
-            if record is not None:
-                found.append(record)
-    return found, problems
+    return records.read_all(folders)
 
 
 def list_entries(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[Entry]:
