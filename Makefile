@@ -18,8 +18,8 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## Run the main job: one backdoored digit network, four defenses, one table
-	$(BIN)/python run.py -m attack=badnet defense=none,prune,finetune,fineprune
+demo: setup ## Run the main job: one backdoored digit network, five defenses, one table
+	$(BIN)/python run.py -m attack=badnet defense=none,prune,finetune,fineprune,auto
 
 dashboard: setup ## Build RUNS/dashboard.html from the records in RUNS
 	$(BIN)/python -m finepruning.dashboard $(RUNS)

@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from finepruning import launcher
-from finepruning.pipeline.build import ALLOWED_TARGETS, build
+from finepruning.pipeline.targets import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
 GROUPS = (

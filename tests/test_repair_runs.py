@@ -11,11 +11,12 @@ import torch
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
+from finepruning.pipeline.defenses import enough_steps
 
 RunHere = Callable[..., dict[str, Any]]
 LEARNED = ("trainer.max_epochs=8", "model.width=8", "defender.fraction=0.4", "trainer.precision=32-true")
 FAST = ("defense.inspection.search.steps=40", "defense.inspection.search.images=4")
-UNLEARN = ("defense.tuning.max_epochs=2", "defense.tuning.batch_size=32")
+UNLEARN = ("defense.tuning.max_epochs=2", "defense.tuning.batch_size=32", "defense.tuning.min_steps=0")
 VERDICTS = ("no evidence of a backdoor left under these tests", "evidence remains")
 
 
@@ -108,7 +109,7 @@ def test_with_a_budget_of_0_the_suspect_may_stay_and_the_record_says_why(quick_r
 
 def test_fewer_images_than_a_batch_are_said(quick_run: RunHere, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        quick_run("defense=unlearn", *FAST, "defense.tuning.max_epochs=1")
+        quick_run("defense=unlearn", *FAST, "defense.tuning.max_epochs=1", "defense.tuning.min_steps=0")
     assert "70 images to tune on, fewer than defense.tuning.batch_size=128" in caplog.text
 
 
@@ -158,3 +159,10 @@ def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious(
     targeted = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4, untargeted=False)
     with pytest.raises(ValueError, match=r"no class is suspicious, and defense\.tuning\.untargeted=false"):
         targeted.aim_at([])
+
+
+def test_few_images_are_learned_from_often_enough() -> None:
+    assert enough_steps(67, 128, 15, 160) == (16, 40)  # 4 steps an epoch
+    assert enough_steps(1470, 128, 15, 160) == (128, 15)  # 11 steps an epoch are 165
+    assert enough_steps(3, 128, 1, 5) == (1, 2)
+    assert enough_steps(67, 128, 0, 160) == (16, 0)

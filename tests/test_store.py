@@ -144,7 +144,7 @@ def test_a_kinds_rooms_hold_all_that_they_import() -> None:
     # of data and suspect only the named parts matter; the others build from what the key holds, keep it, or
     # are the referee's; the modules that train a suspect are named one by one
     decide_nothing = {"data", "suspect", "store", "modules"}
-    decide_nothing |= {f"pipeline.{name}" for name in ("analysis", "build", "epochs", "parts")}
+    decide_nothing |= {f"pipeline.{name}" for name in ("analysis", "epochs", "parts", "targets")}
     decide_nothing |= {"data.decoding", "suspect.triggered"}  # whether a stranger's trigger can be read
     for rooms in ROOMS.values():
         files = [path for room in rooms for path in source_files(room)]

@@ -7,28 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, seed_everything
+from pytorch_lightning import seed_everything
 from torch import nn
 
 from finepruning.attacks import Attack, Transfer
-from finepruning.callbacks import PruneChannels
-from finepruning.data import DefenderData, ImageSet, Packed, channel_statistics, pack, split_roles
-from finepruning.modules import (
-    ANPClassifier,
-    FinePrunedClassifier,
-    FTSAMClassifier,
-    HeadShiftClassifier,
-    IBAUClassifier,
-    NADClassifier,
-    PrunedClassifier,
-    SAUClassifier,
-    UnlearnedClassifier,
-)
+from finepruning.data import ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.pipeline.analysis import check_analysis
-from finepruning.pipeline.parts import Defense, Parts, Source, Stress, Suspect, Tuning
-from finepruning.repair import Inspection, check_max_drop, check_max_success
+from finepruning.pipeline.defenses import build_defense
+from finepruning.pipeline.parts import Parts, Source, Stress, Suspect
+from finepruning.pipeline.targets import build
 from finepruning.suspect import (
     KnownAttack,
     find_file,
@@ -41,45 +29,6 @@ from finepruning.suspect import (
 )
 
 log = logging.getLogger(__name__)
-
-ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
-NO_TUNING = {"max_epochs": 0, "batch_size": 256}
-TUNERS: dict[str, type[PrunedClassifier]] = {
-    "finetune": FinePrunedClassifier,
-    "unlearn": UnlearnedClassifier,
-    "ft_sam": FTSAMClassifier,
-    "anp": ANPClassifier,
-    "i_bau": IBAUClassifier,
-    "nad": NADClassifier,
-    "head_shift": HeadShiftClassifier,
-    "sau": SAUClassifier,
-}
-
-
-def build(config: DictConfig | None, **more: Any) -> Any:
-    """Build what ``_target_`` names, from this package and Lightning only; None of an empty group.
-
-    Raises:
-        ValueError: If a target is not on the allow-list.
-    """
-    if not config:
-        return None
-    for target in _targets(OmegaConf.to_container(config)):
-        if not target.startswith(ALLOWED_TARGETS):
-            raise ValueError(
-                f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
-            )
-    return instantiate(config, _convert_="all", **more)
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        return [
-            target
-            for key, value in node.items()
-            for target in ([str(value)] if key == "_target_" else _targets(value))
-        ]
-    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []
 
 
 def _quieten() -> None:
@@ -156,7 +105,7 @@ def _build_ours(config: DictConfig, packed: Packed) -> Parts:
         validation=train.subset(roles.validation),
         test=ImageSet.whole(packed.test, packed.test_labels, packed.signal),
         attack=attack,
-        defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        defense=build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
         detector=build(config.get("detector")),
         augment=augment,
         source=_build_source(config, attack, train.image_shape) if isinstance(attack, Transfer) else None,
@@ -274,71 +223,8 @@ def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
         validation=train.subset(roles.validation),
         test=test,
         attack=None,
-        defense=_build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
+        defense=build_defense(config, tuned, train, roles.tuning, roles.validation, augment),
         detector=build(config.get("detector")),
         augment=augment,
         suspect=Suspect(weights, network_hash(network, *programs), attack, warning),
     )
-
-
-def _build_defense(
-    config: DictConfig,
-    network: nn.Module,
-    train: ImageSet,
-    tuning_rows: torch.Tensor,
-    validation: torch.Tensor,
-    augment: nn.Module | None,
-) -> Defense | None:
-    """Build the defense around a network that will get the suspect's weights."""
-    if not config.get("defense"):
-        return None
-    defense: dict[str, Any] = OmegaConf.to_container(config.defense, resolve=True)  # type: ignore[assignment]
-    named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
-    tuning, checked = train.subset(tuning_rows), train.subset(validation)
-
-    def tuned(values: dict[str, Any], layers: list[str], callbacks: list[Callback], **more: Any) -> Tuning:
-        tuner = values.pop("tuner", "finetune")
-        max_epochs, batch_size = values.pop("max_epochs"), values.pop("batch_size")
-        if tuner not in TUNERS:
-            raise ValueError(f"The tuner {tuner!r} is unknown; choose {', '.join(TUNERS)} in defense.")
-        values |= {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
-        kind = TUNERS[tuner] if max_epochs else PrunedClassifier
-        module = kind(network, layers, train.image_shape, **values)
-        data = DefenderData(tuning, checked, batch_size, config.seed, augment)
-        return Tuning(module, layers, data, callbacks, max_epochs, **more)
-
-    callbacks = _build_callbacks(config.defense)
-    options = defense.get("tuning") or NO_TUNING
-    if len(tuning) < options["batch_size"] and options["max_epochs"]:
-        log.warning(
-            "The defender has %s images to tune on, fewer than defense.tuning.batch_size=%s: an epoch "
-            "is one step.",
-            len(tuning),
-            options["batch_size"],
-        )
-    ladder = []
-    for rung in defense.get("ladder") or ():
-        tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
-        tuner = rung.get("tuner", "unlearn")
-        if tuner not in tuners:
-            raise ValueError(
-                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
-                "give its options in defense.tuners."
-            )
-        own = {key: value for key, value in rung.items() if key not in ("prune", "tuner")}
-        first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
-        acting = _build_callbacks(config.defense.tuners.get(tuner, {}))
-        values = (tuners[tuner].get("tuning") or NO_TUNING) | own
-        ladder.append(tuned(values, named if first else [], first + acting, options=rung))
-    if "ladder" in defense:
-        check_max_drop(defense["max_drop"])
-        check_max_success(defense["audit"]["max_success"])
-        if not ladder:
-            raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
-    base = tuned(dict(options), [] if ladder else named, callbacks)
-    inspection: Inspection | None = build(config.defense.get("inspection"))
-    return Defense(**vars(base), inspection=inspection, ladder=ladder)
-
-
-def _build_callbacks(defense: DictConfig) -> list[Callback]:
-    return [build(callback) for callback in (defense.get("callbacks") or {}).values()]

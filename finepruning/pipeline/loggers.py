@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from finepruning.pipeline.build import build
+from finepruning.pipeline.targets import build
 
 SHOWN = ("dataset", "model", "attack", "defense", "seed", "config")
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}  # a class's package and extra

@@ -15,7 +15,8 @@ def main(config: DictConfig) -> None:
     from finepruning.attacks.preview import write_preview
     from finepruning.data import ImageSet, pack
     from finepruning.pipeline import Refused
-    from finepruning.pipeline.build import build, build_attack
+    from finepruning.pipeline.build import build_attack
+    from finepruning.pipeline.targets import build
 
     try:
         attack = build_attack(config)

@@ -14,8 +14,8 @@ from torch import nn
 
 from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import Classifier
-from finepruning.pipeline.build import build
 from finepruning.pipeline.epochs import KeepEpochs, last_checkpoint
+from finepruning.pipeline.targets import build
 from finepruning.store import WEIGHTS, save_weights
 
 OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's

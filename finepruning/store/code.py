@@ -31,6 +31,7 @@ DEFENDER = (
     "callbacks",
     "modules",
     "pipeline/build.py",
+    "pipeline/defenses.py",
     "pipeline/repairs.py",
     "repair",
     "suspect/split.py",

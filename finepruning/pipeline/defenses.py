@@ -1,0 +1,166 @@
+"""A configuration's defense becomes modules, data and callbacks."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback
+from torch import nn
+
+from finepruning.callbacks import PruneChannels
+from finepruning.data import DefenderData, ImageSet
+from finepruning.modules import (
+    ANPClassifier,
+    FinePrunedClassifier,
+    FTSAMClassifier,
+    HeadShiftClassifier,
+    IBAUClassifier,
+    NADClassifier,
+    PrunedClassifier,
+    SAUClassifier,
+    UnlearnedClassifier,
+)
+from finepruning.pipeline.parts import Defense, Tuning
+from finepruning.pipeline.targets import build
+from finepruning.repair import Inspection, check_max_drop, check_max_success
+
+log = logging.getLogger(__name__)
+
+NO_TUNING = {"max_epochs": 0, "batch_size": 256}
+TUNERS: dict[str, type[PrunedClassifier]] = {
+    "finetune": FinePrunedClassifier,
+    "unlearn": UnlearnedClassifier,
+    "ft_sam": FTSAMClassifier,
+    "anp": ANPClassifier,
+    "i_bau": IBAUClassifier,
+    "nad": NADClassifier,
+    "head_shift": HeadShiftClassifier,
+    "sau": SAUClassifier,
+}
+
+
+@dataclass(frozen=True)
+class _Defender:
+    """What all tunings of a defense share.
+
+    Args:
+        network: Gets the suspect's weights later.
+        tuning: Clean images to tune on.
+        validation: Clean images that decide.
+        augment: Changes the images to tune on by chance.
+        seed: Of the batches' order.
+        speed: Options of every module that change its speed alone.
+    """
+
+    network: nn.Module
+    tuning: ImageSet
+    validation: ImageSet
+    augment: nn.Module | None
+    seed: int
+    speed: Mapping[str, Any]
+
+    def make(
+        self, values: Mapping[str, Any], layers: list[str], callbacks: list[Callback], **more: Any
+    ) -> Tuning:
+        """Return what tunes the network with the values of a configuration."""
+        options = dict(values)
+        tuner = options.pop("tuner", "finetune")
+        max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
+        if tuner not in TUNERS:
+            raise ValueError(f"The tuner {tuner!r} is unknown; choose {', '.join(TUNERS)} in defense.")
+        if min_steps := options.pop("min_steps", 0):
+            batch_size, max_epochs = enough_steps(len(self.tuning), batch_size, max_epochs, min_steps)
+        if len(self.tuning) < batch_size and max_epochs:
+            log.warning(
+                "The defender has %s images to tune on, fewer than defense.tuning.batch_size=%s: an epoch "
+                "is one step.",
+                len(self.tuning),
+                batch_size,
+            )
+        kind = TUNERS[tuner] if max_epochs else PrunedClassifier
+        module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
+        data = DefenderData(self.tuning, self.validation, batch_size, self.seed, self.augment)
+        return Tuning(module, layers, data, callbacks, max_epochs, **more)
+
+
+def enough_steps(images: int, batch_size: int, max_epochs: int, min_steps: int) -> tuple[int, int]:
+    """Return a batch size and a number of epochs with which few images are learned from often enough.
+
+    Args:
+        images: How many there are.
+        batch_size: Wanted; at most a quarter of the images becomes of it.
+        max_epochs: Wanted; more become of it until there are ``min_steps`` steps. 0 stays 0.
+        min_steps: Least number of steps in all.
+    """
+    batch_size = max(1, min(batch_size, images // 4))
+    steps = max(1, images // batch_size)
+    return batch_size, max_epochs and max(max_epochs, -(-min_steps // steps))
+
+
+def build_defense(
+    config: DictConfig,
+    network: nn.Module,
+    train: ImageSet,
+    tuning_rows: torch.Tensor,
+    validation: torch.Tensor,
+    augment: nn.Module | None,
+) -> Defense | None:
+    """Build the defense around a network that will get the suspect's weights; None if there is none.
+
+    Args:
+        config: The whole configuration.
+        network: The network.
+        train: Training images, of which the next two are the defender's.
+        tuning_rows: (M,) rows to tune on.
+        validation: (N,) rows that decide.
+        augment: Changes the images to tune on by chance.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+    if not config.get("defense"):
+        return None
+    defense: dict[str, Any] = OmegaConf.to_container(config.defense, resolve=True)  # type: ignore[assignment]
+    named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
+    speed = {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
+    defender = _Defender(
+        network, train.subset(tuning_rows), train.subset(validation), augment, config.seed, speed
+    )
+    ladder = _build_ladder(defender, config.defense, defense, named) if "ladder" in defense else []
+    base = defender.make(
+        defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
+    )
+    inspection: Inspection | None = build(config.defense.get("inspection"))
+    return Defense(**vars(base), inspection=inspection, ladder=ladder)
+
+
+def _build_ladder(
+    defender: _Defender, config: DictConfig, defense: Mapping[str, Any], named: Sequence[str]
+) -> list[Tuning]:
+    """Build the rungs of a ladder; ``defense`` is its configuration as plain values."""
+    check_max_drop(defense["max_drop"])
+    check_max_success(defense["audit"]["max_success"])
+    if not defense["ladder"]:
+        raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
+    tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
+    ladder = []
+    for rung in defense["ladder"]:
+        tuner = rung.get("tuner", "unlearn")
+        if tuner not in tuners:
+            raise ValueError(
+                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
+                "give its options in defense.tuners."
+            )
+        own = {key: value for key, value in rung.items() if key not in ("prune", "tuner")}
+        first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
+        acting = _build_callbacks(config.tuners.get(tuner, {}))
+        values = (tuners[tuner].get("tuning") or NO_TUNING) | own
+        ladder.append(defender.make(values, list(named) if first else [], first + acting, options=rung))
+    return ladder
+
+
+def _build_callbacks(defense: DictConfig) -> list[Callback]:
+    return [build(callback) for callback in (defense.get("callbacks") or {}).values()]

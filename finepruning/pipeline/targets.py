@@ -1,0 +1,34 @@
+"""Objects of what a configuration names, from this package and Lightning only."""
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
+
+
+def build(config: DictConfig | None, **more: Any) -> Any:
+    """Build what ``_target_`` names, from this package and Lightning only; None of an empty group.
+
+    Raises:
+        ValueError: If a target is not on the allow-list.
+    """
+    if not config:
+        return None
+    for target in _targets(OmegaConf.to_container(config)):
+        if not target.startswith(ALLOWED_TARGETS):
+            raise ValueError(
+                f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
+            )
+    return instantiate(config, _convert_="all", **more)
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        return [
+            target
+            for key, value in node.items()
+            for target in ([str(value)] if key == "_target_" else _targets(value))
+        ]
+    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []
