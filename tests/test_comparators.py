@@ -304,14 +304,12 @@ def test_a_network_with_the_same_attention_loses_nothing_whatever_its_scale() ->
 
 
 def test_a_stage_ends_where_feature_maps_shrink() -> None:
-    assert stage_ends(digits_network(), (1, 16, 16)) == [
-        "features.relu1",
-        "features.relu2",
-        "features.relu3",
-        "features.pool3",
+    assert stage_ends(digits_network(), (1, 16, 16), 2) == [
+        *("features.relu1", "features.relu2", "features.relu3", "features.pool3")
     ]
+    assert stage_ends(digits_network(), (1, 16, 16), 8) == ["features.relu1", "features.relu2"]
     residual = PreActResNet18((1, 16, 16), 3, **FACTS)
-    ends = stage_ends(residual, (1, 16, 16))
+    ends = stage_ends(residual, (1, 16, 16), 2)
     assert len(ends) == 4
     assert ends[-1] == "relu"  # pooling to one place is left out
     assert residual.training

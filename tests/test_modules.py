@@ -234,6 +234,11 @@ BAD = [
     (IBAUClassifier, {"perturbed": -1}, r"perturbed=-1 is outside \[0, 1\]"),
     (IBAUClassifier, {"fixed_point_steps": 0}, r"fixed_point_steps=0 is below 1\. Set defense\.tuning"),
     (NADClassifier, {"betas": []}, r"betas=\[\] are no factors of 0 or more"),
+    (
+        NADClassifier,
+        {"smallest_map": 17},
+        r"No layer of this network has feature maps of smallest_map=17 places",
+    ),
     (NADClassifier, {"decay_epochs": 0}, r"decay_epochs=0 is below 1"),
     (
         HeadShiftClassifier,

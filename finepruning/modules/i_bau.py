@@ -25,7 +25,7 @@ class IBAUClassifier(FinePrunedClassifier):
         network: The suspect.
         layers: Names of the layers whose channels may be pruned.
         image_shape: (C, H, W) of the images.
-        perturbed: Share of a batch that is perturbed, at least one image, in [0, 1].
+        perturbed: Share of a batch that is perturbed, in [0, 1]; at least one image of each process's.
         search_rate: Learning rate of the perturbation, above 0.
         penalty: Price of the perturbation's squared L2 norm, at least 0.
         norm: Largest L2 norm of the perturbation, above 0, in units of a pixel's whole range.

@@ -17,8 +17,8 @@ class NADClassifier(FinePrunedClassifier):
     """Neural attention distillation: the network is fine-tuned, and then teaches the suspect it was.
 
     Source: Neural Attention Distillation (NAD), Li et al. 2021, arXiv:2101.05930. The stages are the last
-        layers at each size of feature map, of which the last count; with fewer stages than betas, the last
-        betas do.
+        layers at each size of feature map, of which the last ones large enough count; with fewer stages than
+        betas, the last betas do.
 
     Args:
         network: The suspect.
@@ -26,13 +26,14 @@ class NADClassifier(FinePrunedClassifier):
         image_shape: (C, H, W) of the images.
         teacher_epochs: Epochs of fine-tuning that make the teacher, at least 1; the other epochs distill.
         betas: Factors of the stages' attention losses, each at least 0.
+        smallest_map: Places of the longest side of a feature map from which it counts, at least 2.
         power: Of the activations in an attention map, above 0.
         decay: Factor of the learning rate every ``decay_epochs`` epochs, in [0, 1].
         decay_epochs: At least 1; counted anew when distillation begins.
         training: Arguments of :class:`Classifier`.
 
     Raises:
-        ValueError: If a value is out of range, or the network has no feature map larger than a place.
+        ValueError: If a value is out of range, or the network has no feature map so large.
     """
 
     teacher: nn.Module
@@ -45,6 +46,7 @@ class NADClassifier(FinePrunedClassifier):
         *,
         teacher_epochs: int = 10,
         betas: Sequence[float] = (500.0, 1000.0, 1000.0),
+        smallest_map: int = 8,
         power: float = 2.0,
         decay: float = 0.1,
         decay_epochs: int = 2,
@@ -52,15 +54,16 @@ class NADClassifier(FinePrunedClassifier):
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
         check_at_least(1, teacher_epochs=teacher_epochs, decay_epochs=decay_epochs)
+        check_at_least(2, smallest_map=smallest_map)
         check_above_0(power=power)
         check_share(decay=decay)
         if not betas or min(betas) < 0:
             raise ValueError(f"betas={list(betas)} are no factors of 0 or more. Change defense.tuning.betas.")
-        self.stages = stage_ends(network, image_shape)[-len(betas) :]
+        self.stages = stage_ends(network, image_shape, smallest_map)[-len(betas) :]
         if not self.stages:
             raise ValueError(
-                "Attention distillation needs a layer with feature maps larger than one place, and this "
-                "network has none. Choose another defense, or another model."
+                f"No layer of this network has feature maps of smallest_map={smallest_map} places a side. "
+                "Lower defense.tuning.smallest_map, or choose another defense."
             )
         self.betas = list(betas)[-len(self.stages) :]
 

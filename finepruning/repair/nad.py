@@ -58,21 +58,21 @@ def features_of(network: nn.Module, layers: Sequence[str], images: Tensor) -> tu
 
 
 @torch.no_grad()
-def stage_ends(network: nn.Module, image_shape: Sequence[int]) -> list[str]:
+def stage_ends(network: nn.Module, image_shape: Sequence[int], smallest: int) -> list[str]:
     """Return the last layer at each size of feature map, in order: where a network's stages end.
-
-    Maps of a single place say nothing about where a network looks, and are left out.
 
     Args:
         network: The network; its mode is as before afterwards.
         image_shape: (C, H, W) of the images.
+        smallest: Places of the longest side of a map from which it counts: a loss that is a mean over places
+            weighs more on smaller ones.
     """
     ends: dict[tuple[int, ...], str] = {}
 
     def note(layer: str) -> Callable[..., None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             size = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
-            if max(size, default=1) > 1:
+            if max(size, default=0) >= smallest:
                 ends[size] = layer
 
         return keep
