@@ -154,6 +154,12 @@ REFUSED = {
         {},
         r"trainer\.strategy=ddp_spawn starts processes",
     ),
+    "shards": (
+        {"devices": 2, "strategy": "fsdp"},
+        None,
+        {},
+        r"trainer\.strategy=fsdp spreads a network over",
+    ),
     "nodes": ({"devices": 2, "num_nodes": 2}, None, {}, r"num_nodes=2, but only this process was started"),
     "BatchNorm": (
         {"devices": 2, "accelerator": "cpu", "sync_batchnorm": True},

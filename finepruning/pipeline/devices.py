@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+SHARDING = ("fsdp", "deepspeed", "model_parallel")  # strategies that no process holds a whole network with
 
 
 def several(trainer: DictConfig) -> bool:
@@ -42,6 +43,11 @@ def check_processes(
     """
     nodes, strategy = trainer.get("num_nodes", 1), str(trainer.get("strategy", "auto"))
     torchrun = "TORCHELASTIC_RUN_ID" in environment
+    if strategy.startswith(SHARDING):
+        raise ValueError(
+            f"trainer.strategy={strategy} spreads a network over processes, and pruning, scores and stages need "
+            "it whole. Use trainer.strategy=ddp: each network here fits on one GPU."
+        )
     if torchrun and launcher is not None:
         raise ValueError(
             "torchrun starts the processes of one run; of a sweep it would start every run several times. "
