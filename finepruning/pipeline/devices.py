@@ -45,8 +45,8 @@ def check_processes(
     torchrun = "TORCHELASTIC_RUN_ID" in environment
     if strategy.startswith(SHARDING):
         raise ValueError(
-            f"trainer.strategy={strategy} spreads a network over processes, and pruning, scores and stages need "
-            "it whole. Use trainer.strategy=ddp: each network here fits on one GPU."
+            f"trainer.strategy={strategy} spreads a network over processes, and pruning, scores and stages "
+            "need it whole. Use trainer.strategy=ddp: each network here fits on one GPU."
         )
     if torchrun and launcher is not None:
         raise ValueError(
