@@ -27,6 +27,7 @@ def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_
         "defense.inspection.search.steps=120",
         "defense.tuning.batch_size=32",
         "defense.tuning.max_epochs=10",
+        "defense.tuning.min_steps=0",
         "defense.max_drop=0.05",
         "defense.ladder=[{weight: 0.15, learning_rate: 0.02}]",
     )

@@ -261,6 +261,7 @@ def test_a_stress_changes_neither_the_suspect_nor_the_defended_network(quick_run
     assert "stress" not in plain
 
 
+@pytest.mark.slow
 def test_every_rung_is_audited_and_then_scored_by_the_referee(quick_run: RunHere) -> None:
     fast = ("defense.inspection.search.steps=40", "defense.inspection.search.images=4", "defense.max_drop=1")
     tuning = ("defense.tuning.max_epochs=1", "defense.tuning.batch_size=32")
