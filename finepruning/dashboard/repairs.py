@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finepruning.dashboard.pictures import Pictures
+from finepruning.dashboard.plain import number
 from finepruning.dashboard.reading import Run
 
 HEAD = 3  # classes of a ranking that are shown
-UNTARGETED = -1
+UNTARGETED = -1  # as in finepruning.repair, which would import torch
 
 
 def repair_row(run: Run, pictures: Pictures) -> dict[str, Any]:
@@ -37,10 +38,10 @@ def _inspection(run: Run, inspection: Mapping[str, Any], pictures: Pictures) -> 
             ]
             head.append(
                 {"name": names.get(row["target"], str(row["target"]))}
-                | {key: _number(row[key]) for key in ("norm", "success")}
+                | {key: number(row[key]) for key in ("norm", "success")}
                 | {"pictures": [place for place in places if place is not None]}
             )
-        about = {key: _number(found[key]) for key in ("median", "ratio")}
+        about = {key: number(found[key]) for key in ("median", "ratio")}
         families.append({"family": str(family), "head": head, **about})
     said = {key: _texts(inspection[key]) for key in ("reasons", "remarks")}
     return {"verdict": str(inspection["verdict"]), "families": families, **said}
@@ -54,16 +55,16 @@ def _ladder(ladder: Mapping[str, Any], scored: Sequence[Mapping[str, Any]]) -> d
         rows.append(
             {
                 "options": ", ".join(f"{key} {value}" for key, value in rung["options"].items()),
-                "loss": [_number(rung["loss"]), *(_number(end) for end in rung["interval"])],
+                "loss": [number(rung["loss"]), *(number(end) for end in rung["interval"])],
                 "note": "kept" if place == ladder["kept"] else "" if rung["inside"] else "undone",
                 "audit": str(rung["audit"]["verdict"]) if rung.get("audit") else None,
-                "clean": _number(seen.get("clean_accuracy")),
-                "success": _number(seen.get("attack_success_rate")),
+                "clean": number(seen.get("clean_accuracy")),
+                "success": number(seen.get("attack_success_rate")),
             }
         )
     reason = ladder.get("reason")
     return {
-        "max_drop": _number(ladder["max_drop"]),
+        "max_drop": number(ladder["max_drop"]),
         "rows": rows,
         "reason": str(reason) if reason else None,
         "scored": bool(scored),
@@ -74,7 +75,7 @@ def _audit(audit: Mapping[str, Any], inspection: Mapping[str, Any] | None) -> di
     names = class_names(inspection or {})
     norms = [
         {"family": str(row["family"]), "name": names.get(row["target"], str(row["target"]))}
-        | {key: _number(row[key]) for key in ("suspect", "repaired")}
+        | {key: number(row[key]) for key in ("suspect", "repaired")}
         for row in audit["norms"]
     ]
     known = {"verdict": str(audit["verdict"]), "evidence": bool(audit["evidence"])}
@@ -91,9 +92,9 @@ def _stress(networks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "network": str(network),
                     "test": str(test),
-                    "clean": _number(scores["clean_accuracy"]),
-                    "success": _number(scores["attack_success_rate"]),
-                    "ends": [_number(end) for end in ends],
+                    "clean": number(scores["clean_accuracy"]),
+                    "success": number(scores["attack_success_rate"]),
+                    "ends": [number(end) for end in ends],
                 }
             )
     return rows
@@ -107,7 +108,3 @@ def class_names(inspection: Mapping[str, Any]) -> dict[int, str]:
 
 def _texts(values: Sequence[Any]) -> list[str]:
     return [str(value) for value in values]
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(f"{value:.6g}")

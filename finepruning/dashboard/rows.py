@@ -7,21 +7,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from finepruning.dashboard.pictures import Pictures
+from finepruning.dashboard.plain import flat, number, plain, text
 from finepruning.dashboard.reading import Run, log_tail
 from finepruning.dashboard.repairs import repair_row
+from finepruning.dashboard.seeds import PLACES
 
 Row = dict[str, Any]
 
-PLACES = (
-    "name",
-    "group",
-    "overwrite",
-    "runs_dir",
-    "store_dir",
-    "data_dir",
-    "logger",
-    "stress",
-)  # change no score
 MOST_STEPS = 200  # points of a curve that are drawn
 SCORES = {"clean": "clean_accuracy", "success": "attack_success_rate", "robust": "robust_accuracy"}
 
@@ -55,9 +47,9 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     both = [scores.get(network, {}) for network in ("suspect", "defended")]
     steps = record.get("pruning") or []
     found: Row = {
-        **{key: _text(record[key]) for key in ("name", "dataset", "model", "attack", "defense", "status")},
+        **{key: text(record[key]) for key in ("name", "dataset", "model", "attack", "defense", "status")},
         "folder": run.folder.name,
-        "seed": _plain(record["seed"]),
+        "seed": plain(record["seed"]),
         "seeds": json.dumps([record["seed"], seeds], sort_keys=True),
         "error": str(record["error"]) if record.get("error") else None,
         "dead": bool(record.get("dead")),
@@ -100,36 +92,6 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     setting = "/".join(found[key] for key in ("dataset", "model", "attack"))
     shown = {kind: pictures.place(run.folder, views.get(kind), setting) for kind in ("examples", "filters")}
     return found | shown | repair_row(run, pictures)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
-    if not isinstance(tree, Mapping):
-        return {prefix: _plain(tree)}
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return leaves
-
-
-def number(value: Any) -> float | None:
-    """Return a number to six digits; None for none and for what is not finite."""
-    if value is None:
-        return None
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: what is not finite becomes None."""
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return number(value) if isinstance(value, float) else value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a name")
-    return value
 
 
 def _interval(scores: Mapping[str, Any], name: str) -> list[float | None] | None:

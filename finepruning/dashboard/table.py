@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finepruning.dashboard.rows import PLACES, flat
+from finepruning.dashboard.plain import flat
+from finepruning.dashboard.seeds import PLACES
 
 Record = Mapping[str, Any]
 
@@ -57,9 +58,9 @@ def varying(records: Sequence[Record]) -> dict[str, list[str]]:
         alike[tuple(str(record[key]) for key in NAMES)].append(config)
     keys = {
         key: None
-        for found in alike.values()
-        for key in {key: None for config in found for key in config}
-        if any(config.get(key) != found[0].get(key) for config in found)
+        for peers in alike.values()
+        for key in {key: None for config in peers for key in config}
+        if any(config.get(key) != peers[0].get(key) for config in peers)
     }
     found: dict[str, list[str]] = {}
     for key in keys:
