@@ -50,7 +50,7 @@ def test_means_and_intervals_over_seeds_are_those_worked_out_by_hand() -> None:
 def test_a_failed_run_is_no_row_and_a_dead_attack_is_told_and_not_averaged() -> None:
     dead = record(1, "none", 198, 3, dead=True)
     rows = rows_of([dead, record(2, "none", 198, 100, status="failed")])
-    assert "| 1 (1 dead) | 3.0 |" in table(rows, ["seeds", "success"])
+    assert "| 1 (1 dead) | 3.0 [1.0, 8.5] |" in table(rows, ["seeds", "success"])
     rows = rows_of([dead, record(2, "none", 198, 90)])
     assert "| 1, 2 (1 dead) | 90.0 |" in table(rows, ["seeds", "success"])
 
@@ -73,7 +73,7 @@ def test_a_table_keeps_the_rows_that_its_page_asks_for(tmp_path: Path) -> None:
     page = "before\n<!-- table some: defense success defense=finetune -->\nold\n<!-- end -->\nafter\n"
     text = filled(page, tmp_path)
     assert text.startswith("before\n<!-- table some:")
-    assert text.endswith("| `finetune` | 40.0 |\n<!-- end -->\nafter\n")
+    assert text.endswith("| `finetune` | 40.0 [30.9, 49.8] |\n<!-- end -->\nafter\n")
     assert filled(text, tmp_path) == text
 
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from finepruning import record as records
 from finepruning.dashboard.results import percent
 from finepruning.dashboard.seeds import Spread, spread
@@ -144,7 +146,8 @@ def _setting(command: str) -> str:
 def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Return a Markdown table of means and 95 % t-intervals over seeds, in percent.
 
-    Seeds whose attack is dead are told and not averaged with others.
+    Seeds whose attack is dead are told and not averaged with others. One seed's scores have Wilson's
+    interval over images.
 
     Args:
         rows: As they stand in a CSV file.
@@ -206,7 +209,16 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
     network, _, score = column.rpartition("_") if column.startswith("suspect_") else ("defended", "", column)
     if score not in NAMES:
         raise ValueError(f"A table has no column {column!r}.")
-    return percent(_over_seeds(alive, f"{network}_{NAMES[score]}"), nothing="")
+    field = f"{network}_{NAMES[score]}"
+    counts = first[f"{field}_counts"] if len(group) == 1 else ""
+    return percent(_over_seeds(alive, field), nothing="") + (over_images(counts) if counts else "")
+
+
+def over_images(counts: str) -> str:
+    """Return Wilson's 95 % interval of ``"hits/total"``, in percent."""
+    hits, total = map(int, counts.split("/"))
+    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return f" [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _there(group: Sequence[Row], field: str) -> list[Any]:
