@@ -66,6 +66,7 @@ def make(
         "model": {"_target_": "finepruning.networks.DigitsCNN", "width": 16},
         "attack": {"target_label": 0, "poison_rate": 0.1, "seed": seed, "trigger": {"size": 3}},
         "defense": None if defense == "none" else {"max_drop": 0.04, "order_seed": seed, "layers": ["pool3"]},
+        "analysis": {},
         "seed": seed,
         "runs_dir": "runs",
         "name": name,
@@ -145,6 +146,21 @@ def stressed(*networks: str) -> dict[str, Any]:
         "clean": {"before": scores(0.99, 0), "retuned": scores(0.98, 0.05), "reactivated": scores(0.9, 0.1)},
     }
     return {"stress": {"networks": {name: found[name] for name in networks or found}, "rungs": []}}
+
+
+def analysed() -> dict[str, Any]:
+    """What an analysis of each layer alone adds to a record."""
+    columns = (
+        "layer",
+        "prunable",
+        "channels",
+        "validation_accuracy",
+        "clean_accuracy",
+        "attack_success_rate",
+    )
+    rows = [("conv1", 3, 16, 0.975, 0.98, 1.0), ("conv2", 20, 32, 0.97, 0.972, 0.01)]
+    layers = [dict(zip(columns, row, strict=True)) for row in rows]
+    return {"layers": layers, "analysis.max_drop": 0.02}
 
 
 def repaired() -> dict[str, Any]:

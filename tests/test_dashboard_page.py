@@ -13,6 +13,7 @@ from PIL import Image
 from finepruning.dashboard import __main__ as dashboard
 from tests.dashboard_runs import (
     activations,
+    analysed,
     inspected,
     make,
     repaired,
@@ -60,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = inspected(2) | repaired() | stressed()
     found["inspection"]["reasons"].append(SCRIPT)
     found["stress"]["rungs"] = [scores(0.98, 0.03), scores(0.95, 0.01)]
-    place = write(root, make("lfw", "sunglasses", "prune", name="repaired", **found))
+    place = write(root, make("lfw", "sunglasses", "prune", name="repaired", **found, **analysed()))
     (place / "report").mkdir()
     for file in ("additive-2", "mask-2", "mask-2-opacity"):
         Image.new("RGB", (96, 96), "red").save(place / "report" / f"{file}.png")
@@ -255,6 +256,18 @@ def test_details_show_what_was_found_what_was_tried_and_what_came_back(opened: O
     retuned = page.locator("dialog details.stress tr", has_text="defended").filter(has_text="retuned")
     assert "40.0 [37.0, 43.1]" in retuned.inner_text()
     assert "no defense sees it" in page.locator("dialog details.stress").inner_text()
+
+
+def test_details_show_what_each_layer_can_spare(opened: Opened) -> None:
+    page = opened.page
+    page.click("[data-view=runs]")
+    page.get_by_role("button", name="repaired", exact=True).click()
+    assert "by at most 2.0 % of validation" in page.locator("dialog .layers summary").inner_text()
+    rows = page.locator("dialog .layers tbody tr").all_inner_texts()
+    assert [row.split("\t") for row in rows] == [
+        ["conv1", "3 of 16", "97.5", "98.0", "100.0"],
+        ["conv2", "20 of 32", "97.0", "97.2", "1.0"],
+    ]
 
 
 def test_the_matrix_has_each_defense_against_each_attack(opened: Opened) -> None:

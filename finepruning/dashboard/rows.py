@@ -78,6 +78,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
         "seconds": {key: number(value) for key, value in (record.get("seconds") or {}).items()},
         "memory_mb": number(record.get("peak_memory_mb")),
         "activations": _activations(record.get("activations") or [], tables["channels"]),
+        "layers": _layers(record.get("layers") or ()),
         "confusion": {
             network: [[int(count) for count in line] for line in counts]
             for network, counts in (record.get("confusion") or {}).items()
@@ -101,6 +102,16 @@ def _interval(scores: Mapping[str, Any], name: str) -> list[float | None] | None
 
 def _counts(counts: Mapping[str, int] | None) -> list[int] | None:
     return [int(counts["hits"]), int(counts["total"])] if counts else None
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> list[Row] | None:
+    """Return what each layer alone can spare, and what is left of the backdoor then; None if not analysed."""
+    names = {"validation": "validation_accuracy", "clean": "clean_accuracy", "success": "attack_success_rate"}
+    return [
+        {"layer": text(row["layer"]), "prunable": int(row["prunable"]), "channels": int(row["channels"])}
+        | {short: number(row[name]) for short, name in names.items()}
+        for row in rows
+    ] or None
 
 
 def _curve(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

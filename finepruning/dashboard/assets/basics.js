@@ -105,6 +105,18 @@ function badges(item) {
   ].filter(Boolean);
 }
 
+/** A table in a box that scrolls: titles, then lines whose first cell heads them. A cell is text, elements, or a whole td. */
+function grid(titles, lines, about = { class: "scores" }) {
+  const cell = (each) => (each instanceof HTMLTableCellElement ? each : h("td", {}, each));
+  const title = (each) => (each ? h("th", { scope: "col" }, each) : h("td"));
+  const line = ([first, ...cells]) => h("tr", {}, h("th", { scope: "row" }, first), cells.map(cell));
+  return h(
+    "div",
+    { class: "scroll" },
+    h("table", about, h("thead", {}, h("tr", {}, titles.map(title))), h("tbody", {}, lines.map(line))),
+  );
+}
+
 // What is looked at: kept in the address, so that a reload or a link shows the same.
 const FILTERS = ["query", "dataset", "attack", "defense", "status"];
 const state = {

@@ -41,47 +41,37 @@ function scoreTable(run) {
   const cell = (name, place) => {
     const counts = run.counts[name][place];
     const ends = run.intervals[name][place];
-    return h(
-      "td",
-      { class: "number" },
+    return [
       h("b", {}, percent(run[name][place])),
-      ends ? h("small", {}, " ", interval(...ends)) : null,
-      counts ? h("small", {}, ` ${counts[0]} of ${counts[1]}`) : null,
-    );
+      ends && h("small", {}, " ", interval(...ends)),
+      counts && h("small", {}, ` ${counts[0]} of ${counts[1]}`),
+    ];
   };
   const others = Object.entries(run.others);
+  return grid(
+    ["", "suspect", "defended", ...others.map(([name]) => name)],
+    Object.entries(names).map(([name, title]) => [
+      title,
+      cell(name, 0),
+      cell(name, 1),
+      ...others.map(([, scores]) => h("b", {}, percent(scores[name]))),
+    ]),
+  );
+}
+
+function layersPart(layers, limit) {
   return h(
-    "div",
-    { class: "scroll" },
-    h(
-      "table",
-      { class: "scores" },
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          h("td"),
-          ["suspect", "defended", ...others.map(([name]) => name)].map((name) =>
-            h("th", { scope: "col", class: "number" }, name),
-          ),
-        ),
-      ),
-      h(
-        "tbody",
-        {},
-        Object.entries(names).map(([name, title]) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, title),
-            cell(name, 0),
-            cell(name, 1),
-            others.map(([, scores]) => h("td", { class: "number" }, h("b", {}, percent(scores[name])))),
-          ),
-        ),
-      ),
+    "details",
+    { class: "layers", open: true },
+    h("summary", {}, `Each layer pruned alone, by at most ${percent(limit)} % of validation accuracy`),
+    h("p", { class: "quiet" }, "The referee's analysis, with triggered images: no defense sees it."),
+    grid(
+      ["layer", "channels prunable", "validation accuracy", "clean accuracy", "attack success"],
+      layers.map(({ layer, prunable, channels, validation, clean, success }) => [
+        layer,
+        `${prunable} of ${channels}`,
+        ...[validation, clean, success].map(percent),
+      ]),
     ),
   );
 }
@@ -101,6 +91,7 @@ function openRun(id) {
     run.error && h("p", { class: "error" }, run.error),
     run.status === "finished" && scoreTable(run),
     run.pruned && h("p", {}, `${run.pruned[0]} of ${run.pruned[1]} channels pruned.`),
+    run.layers && layersPart(run.layers, whole(run)["analysis.max_drop"]),
     ...repairParts(run),
     run.command &&
       h(
@@ -151,31 +142,13 @@ function openDifference(a, b) {
   const missing = (each) => (each === undefined ? "not set" : shown(each));
   openDialog(
     "Two runs compared",
-    h(
-      "div",
-      { class: "scroll" },
-      h(
-        "table",
-        { class: "facts", id: "difference" },
-        h(
-          "thead",
-          {},
-          h("tr", {}, h("td"), h("th", { scope: "col" }, a.name), h("th", { scope: "col" }, b.name)),
-        ),
-        h(
-          "tbody",
-          {},
-          lines.map(([key, left, right]) =>
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, key),
-              h("td", { class: left === undefined ? "none" : null }, missing(left)),
-              h("td", { class: right === undefined ? "none" : null }, missing(right)),
-            ),
-          ),
-        ),
-      ),
+    grid(
+      ["", a.name, b.name],
+      lines.map(([key, left, right]) => [
+        key,
+        ...[left, right].map((each) => h("td", { class: each === undefined ? "none" : null }, missing(each))),
+      ]),
+      { class: "facts", id: "difference" },
     ),
     h("p", { class: "quiet" }, `${lines.length} lines differ; all others are equal.`),
   );

@@ -9,38 +9,6 @@ const bullets = (texts) =>
     texts.map((text) => h("li", {}, text)),
   );
 
-/** A table whose first column heads its rows; a cell is text or a list of elements. */
-const grid = (head, lines) =>
-  h(
-    "div",
-    { class: "scroll" },
-    h(
-      "table",
-      { class: "scores" },
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          head.map((title) => h("th", { scope: "col" }, title)),
-        ),
-      ),
-      h(
-        "tbody",
-        {},
-        lines.map(([first, ...cells]) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, first),
-            cells.map((cell) => h("td", {}, cell)),
-          ),
-        ),
-      ),
-    ),
-  );
-
 function inspectionPart({ verdict, reasons, remarks, families }) {
   const images = (row, family) =>
     row.pictures.map((number, place) =>
