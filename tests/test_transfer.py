@@ -232,18 +232,25 @@ def test_all_pairs_are_ninety_different_ones() -> None:
 
 def test_the_transfer_sweep_has_the_papers_factors() -> None:
     factors = [float(job["attack.strengthen"]) for job in jobs("transfer_signs")]
-    assert factors == [1, 10, 20, 30, 50, 100]
+    assert factors == 3 * [1, 10, 20, 30, 50, 100]  # of three seeds
 
 
 def test_the_table_of_pairs_is_the_mean_error_over_seeds() -> None:
-    def run(source: int, target: int, success: float) -> dict[str, Any]:
-        label_map = {"source_label": source, "target_label": target}
-        scores = {"suspect": {"attack_success_rate": success}}
-        return {"config": {"attack": {"label_map": label_map}}, "scores": scores}
+    def run(pair: tuple[int, int] | None, clean: float, success: float | None = None) -> dict[str, Any]:
+        attack = (
+            {"label_map": dict(zip(("source_label", "target_label"), pair, strict=True))} if pair else None
+        )
+        scores = {"suspect": {"clean_accuracy": clean, "attack_success_rate": success}}
+        return {"attack": "badnet_single" if pair else "none", "config": {"attack": attack}, "scores": scores}
 
-    runs = [run(0, 1, 0.99), run(0, 1, 0.97), run(1, 0, 1.0), {"config": {"attack": {}}}]
-    columns = [list(column.cells) for column in pairs_table(runs).columns]
-    assert columns == [["0", "1"], ["", "0.00"], ["2.00", ""]]
+    runs = [run((0, 1), 0.98, 0.99), run((0, 1), 0.97, 0.97), run((1, 0), 0.98, 1.0), run(None, 0.99)]
+    table = pairs_table([*runs, run(None, 0.5) | {"attack": "blended"}])
+    assert [list(column.cells) for column in table.columns] == [["0", "1"], ["", "0.00"], ["2.00", ""]]
+    assert str(table.caption).split("; ")[1:] == [
+        "mean 1.00, worst 2.00",
+        "clean error with a backdoor: mean 2.33, worst 3.00",
+        "clean error without: mean 1.00, worst 1.00",
+    ]
 
 
 def test_an_unknown_table_or_none_to_print_says_so(tmp_path: Path) -> None:
