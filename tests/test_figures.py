@@ -142,6 +142,20 @@ def test_a_curve_that_two_defenses_share_is_drawn_once(tmp_path: Path) -> None:
     assert {line["defense"] for line in lines} == {"fineprune"}
 
 
+def test_several_data_sets_have_a_figure_together_with_a_column_each(tmp_path: Path) -> None:
+    runs = [record(1), record(1, attack="blended"), *(record(1, dataset=name) for name in ("mnist", "gtsrb"))]
+    figures.write_all(rows(runs), tmp_path)
+    lines = list(csv.DictReader((tmp_path / "curves.csv").open()))
+    assert {(line["dataset"], line["attack"]) for line in lines} == {
+        ("digits", "badnet"), ("digits", "blended"), ("mnist", "badnet"), ("gtsrb", "badnet")
+    }  # fmt: skip
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert all(f"<!-- {name}: badnet -->" in drawn for name in ("digits", "mnist", "gtsrb"))
+    with Image.open(tmp_path / "curves.png") as whole, Image.open(tmp_path / "curves_mnist.png") as one:
+        assert whole.width > 2 * one.width
+        assert whole.height > 1.5 * one.height
+
+
 def test_a_dead_seed_and_a_missing_attack_can_be_drawn(tmp_path: Path) -> None:
     runs = [record(1), record(2, dead=True), record(1, attack="none", success=None)]
     written = figures.write_all(rows(runs), tmp_path)

@@ -1,6 +1,7 @@
 """Figures and tables for papers: ``python -m finepruning.dashboard.figures RUNS... --output DIR``."""
 
 import argparse
+import itertools
 import re
 import sys
 import textwrap
@@ -48,29 +49,34 @@ LINES = (
 )
 
 
-def pruning_curves(table: Sequence[Row]) -> Figure:
-    """Draw one dataset's accuracy and attack success against the share of pruned channels, a panel a row.
+def pruning_curves(grid: Sequence[Sequence[Row | None]]) -> Figure:
+    """Draw accuracy and attack success against the share of pruned channels, a panel a row of results.
 
     Lines are means over the seeds, bands 95 % t-intervals; the dotted line is the mean stop, the grey band
     its range.
+
+    Args:
+        grid: Lines of panels, all of one length; None where there is nothing to draw.
     """
-    columns = min(3, len(table))
-    height = -(-len(table) // columns)
+    height, width = len(grid), len(grid[0])
     figure, panels = plt.subplots(
         height,
-        columns,
-        figsize=(2.35 * columns + 0.4, 2.0 * height + 0.5),
+        width,
+        figsize=(2.35 * width + 0.4, 2.0 * height + 0.5),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
-    for panel, row in zip(panels.flat, table, strict=False):
-        _draw_curve(panel, row)
-    for panel in panels.flat[len(table) :]:
-        panel.set_visible(False)
-    for place in range(max(0, len(table) - columns), len(table)):  # the lowest panel of each column
-        panels.flat[place].set_xlabel("share of channels pruned, %")
-        panels.flat[place].xaxis.set_tick_params(labelbottom=True)
+    named = len({row.dataset for line in grid for row in line if row}) > 1
+    for y, x in itertools.product(range(height), range(width)):
+        row, panel = grid[y][x], panels[y, x]
+        if row is None:
+            panel.set_visible(False)
+            continue
+        _draw_curve(panel, row, f"{row.dataset}: {row.attack}" if named else row.attack)
+        if y == height - 1 or grid[y + 1][x] is None:  # the lowest panel of its column
+            panel.set_xlabel("share of channels pruned, %")
+            panel.xaxis.set_tick_params(labelbottom=True)
     for line in panels:
         line[0].set_ylabel("test images, %")
     drawn = {
@@ -83,7 +89,22 @@ def pruning_curves(table: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_curve(panel: Axes, row: Row) -> None:
+def _in_lines(table: Sequence[Row]) -> list[list[Row | None]]:
+    """Return panels as they are read, at most three in a line."""
+    width = min(3, len(table))
+    filled = [*table, *[None] * (-len(table) % width)]
+    return [filled[start : start + width] for start in range(0, len(filled), width)]
+
+
+def _by_dataset(table: Sequence[Row]) -> list[list[Row | None]]:
+    """Return panels with one column for each data set."""
+    columns: dict[str, list[Row]] = {}
+    for row in table:
+        columns.setdefault(row.dataset, []).append(row)
+    return [list(line) for line in itertools.zip_longest(*columns.values())]
+
+
+def _draw_curve(panel: Axes, row: Row, title: str) -> None:
     steps, runs = curve(row.group), row.group.counted
     last = len(steps) - 1
     share = [100 * number / last for number in range(last + 1)]
@@ -104,7 +125,8 @@ def _draw_curve(panel: Axes, row: Row) -> None:
     panel.axvline(sum(stops) / len(stops), color="black", linewidth=0.9, linestyle=":", label="stop")
     panel.set(xlim=(0, 100), ylim=(-3, 103), xticks=range(0, 101, 25), yticks=range(0, 101, 25))
     notes = [f"{len(row.group.runs)} seed{'s' * (len(row.group.runs) > 1)}", *row.notes]
-    panel.set_title("\n".join([row.attack, *textwrap.wrap(f"{row.defense} ({', '.join(notes)})", 34)]))
+    about = f"{row.defense} ({', '.join(notes)})"
+    panel.set_title("\n".join([*textwrap.wrap(title, 34), *textwrap.wrap(about, 34)]))
     panel.spines[["top", "right"]].set_visible(False)
 
 
@@ -182,8 +204,12 @@ def write_all(table: Sequence[Row], directory: Path) -> list[Path]:
             texts[f"matrix_{stem}.csv"] = results_csv(some)
             pruned = _distinct_curves(some)
             if pruned:
-                figures[f"curves_{stem}"] = pruning_curves(pruned)
+                figures[f"curves_{stem}"] = pruning_curves(_in_lines(pruned))
                 texts[f"curves_{stem}.csv"] = curves_csv(pruned)
+        everywhere = _distinct_curves(table)
+        if len({row.dataset for row in everywhere}) > 1:
+            figures["curves"] = pruning_curves(_by_dataset(everywhere))
+            texts["curves.csv"] = curves_csv(everywhere)
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png", dpi=200)
             figure.savefig(directory / f"{name}.svg", metadata={"Date": None})
@@ -198,10 +224,11 @@ def write_all(table: Sequence[Row], directory: Path) -> list[Path]:
 
 def _distinct_curves(table: Sequence[Row]) -> list[Row]:
     """Return the rows with a pruning curve, each curve once: tuning comes after it and does not change it."""
-    found: dict[str, Row] = {}
+    found: dict[tuple[str, ...], Row] = {}
     for row in table:
-        if all(run["pruning"] for run in row.group.runs):
-            found.setdefault(str([run["pruning"] for run in row.group.runs]), row)
+        curves = [run["pruning"] for run in row.group.runs]
+        if all(curves):
+            found.setdefault((row.dataset, row.attack, str(curves)), row)
     return list(found.values())
 
 
