@@ -77,6 +77,19 @@ def test_a_table_keeps_the_rows_that_its_page_asks_for(tmp_path: Path) -> None:
     assert filled(text, tmp_path) == text
 
 
+def test_a_matrix_has_a_column_for_each_defense_it_names(tmp_path: Path) -> None:
+    rows = rows_of(
+        [record(1, "none", 198, 100), record(1, "finetune", 190, 40), record(2, "finetune", 194, 60)]
+    )
+    write(rows, tmp_path / "some.csv")
+    text = filled("<!-- matrix some: finetune prune none -->\n<!-- end -->\n", tmp_path)
+    assert text.splitlines()[1:-1] == [
+        "| dataset | attack | `finetune` | `prune` | `none` |",
+        "|---|---|---|---|---|",
+        "| `digits` | `badnet` | 96.0 ± 12.7 / 50.0 ± 127.1 |  | 99.0 [96.4, 99.7] / 100.0 [96.3, 100.0] |",
+    ]
+
+
 def test_the_tables_of_the_readme_and_of_the_pages_are_those_of_the_results() -> None:
     stale = [page.name for page in pages(ROOT) if filled(page.read_text(), RESULTS) != page.read_text()]
     assert not stale, "python -m finepruning.dashboard.evidence fills them"

@@ -4,7 +4,7 @@
 records in ``RUNS`` (default ``runs/NAME``) and fills every table of that name in the pages and the README;
 without a name it fills all tables from the CSV files that are there. A table stands between
 ``<!-- table NAME: COLUMN ... -->`` and ``<!-- end -->``; ``dataset=mnist`` among the columns keeps only such
-rows.
+rows. ``<!-- matrix NAME: DEFENSE ... -->`` has a column for each defense instead.
 """
 
 import argparse
@@ -55,7 +55,7 @@ UNTOLD = (
     "group",
     "trainer",
 )
-TABLE = re.compile(r"(<!-- table (\w+): ([^>]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|matrix) (\w+): ([^>]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NAMES = {"clean": "clean_accuracy", "success": "attack_success_rate"}
 LISTED = {"channels": "channels_pruned", "place": "target_place", "rungs": "rung"}
 COUNTED = {"alarms": "stands_out", "evidence": "evidence"}
@@ -176,10 +176,34 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
         for key, group in groups.items()
         if key[2] == "none"
     }
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for group in groups.values():
-        lines.append(f"| {' | '.join(_cell(column, group, baselines) for column in columns)} |")
-    return "\n".join(lines) + "\n"
+    return _markdown(
+        head, [[_cell(column, group, baselines) for column in columns] for group in groups.values()]
+    )
+
+
+def matrix(rows: Sequence[Row], defenses: Sequence[str]) -> str:
+    """Return a Markdown table of attacks (down) and defenses (across): clean accuracy / attack success.
+
+    Args:
+        rows: As they stand in a CSV file.
+        defenses: Names, in the order of the columns.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault((row["dataset"], row["attack"]), {}).setdefault(row["defense"], []).append(row)
+    lines = []
+    for (dataset, attack), found in groups.items():
+        cells = [
+            " / ".join(_cell(score, found[defense], {}) for score in NAMES) if defense in found else ""
+            for defense in defenses
+        ]
+        lines.append([f"`{dataset}`", f"`{attack}`", *cells])
+    return _markdown(["dataset", "attack", *(f"`{defense}`" for defense in defenses)], lines)
+
+
+def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    written = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+    return "\n".join([written[0], "|---" * len(head) + "|", *written[1:]]) + "\n"
 
 
 def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | None]) -> str:
@@ -234,14 +258,15 @@ def filled(text: str, results: Path) -> str:
     """Return a page with its tables made anew from the CSV files in ``results``; those without one stay."""
 
     def fill(match: re.Match[str]) -> str:
-        start, name, words, old, end = match.groups()
+        start, kind, name, words, old, end = match.groups()
         file = results / f"{name}.csv"
         if not file.exists():
             return start + old + end
         keep = [word.split("=", 1) for word in words.split() if "=" in word]
         with file.open(newline="") as lines:
             rows = [row for row in csv.DictReader(lines) if all(row[key] in v.split(",") for key, v in keep)]
-        return start + table(rows, [word for word in words.split() if "=" not in word]) + end
+        make = {"table": table, "matrix": matrix}[kind]
+        return start + make(rows, [word for word in words.split() if "=" not in word]) + end
 
     return TABLE.sub(fill, text)
 
