@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from finepruning.dashboard.seeds import Group, group_by_seed, spread, t_quantile
+from finepruning.dashboard.seeds import Group, attack_order, group_by_seed, spread, t_quantile
 from tests.conftest import ROOT
 
 
@@ -31,6 +31,13 @@ def run(seed: int, accuracy: float = 0.9, success: float | None = 0.1, **changes
         "config": {"seed": seed, "name": f"run-{seed}", "attack": {"poison_rate": 0.1, "seed": seed}},
     }
     return record | changes
+
+
+def test_an_attack_with_decoys_stands_behind_the_same_one_without() -> None:
+    names = ["pruning_aware_sunglasses", "sunglasses", "pruning_aware_badnet", "none", "badnet"]
+    assert sorted(names, key=attack_order) == [
+        "none", "badnet", "pruning_aware_badnet", "sunglasses", "pruning_aware_sunglasses"
+    ]  # fmt: skip
 
 
 def test_three_values_give_the_interval_worked_by_hand() -> None:

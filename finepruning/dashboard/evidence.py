@@ -20,13 +20,14 @@ from scipy import stats
 
 from finepruning import record as records
 from finepruning.dashboard.results import percent
-from finepruning.dashboard.seeds import Spread, spread
+from finepruning.dashboard.seeds import Spread, attack_order, spread
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
 STRESSED = [f"{network}_{test}" for network in (*NETWORKS, "clean") for test in ("retuned", "reactivated")]
 GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
+ORDERED = ("defense", "setting", "seed")
 FIELDS = (
     *GROUPED_BY,
     "seed",
@@ -67,7 +68,11 @@ Row = Mapping[str, Any]
 def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one row for each finished record, by dataset, attack, defense, setting and seed."""
     rows = [_row(record) for record in found if record["status"] == "finished"]
-    return sorted(rows, key=lambda row: tuple(str(row[name]) for name in (*GROUPED_BY, "seed")))
+
+    def order(row: Row) -> tuple[Any, ...]:
+        return row["dataset"], row["model"], attack_order(row["attack"]), *(row[name] for name in ORDERED)
+
+    return sorted(rows, key=order)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

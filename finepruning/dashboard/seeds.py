@@ -111,6 +111,12 @@ class Group:
         return spread(before - after for before, after in pairs if before is not None and after is not None)
 
 
+def attack_order(attack: str) -> tuple[bool, str, bool]:
+    """Return what sorts attacks by name: none first, each with decoys behind the same one without."""
+    plain = attack.removeprefix("pruning_aware_")
+    return attack != "none", plain, plain != attack
+
+
 def group_by_seed(records: Sequence[Record]) -> list[Group]:
     """Return the finished runs in groups whose configurations differ by seeds alone, in the order given.
 
