@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from finepruning.dashboard.seeds import Group, attack_order, group_by_seed, spread, t_quantile
+from finepruning.dashboard.seeds import Group, attack_order, defense_order, group_by_seed, spread, t_quantile
 from tests.conftest import ROOT
 
 
@@ -37,6 +37,13 @@ def test_an_attack_with_decoys_stands_behind_the_same_one_without() -> None:
     names = ["pruning_aware_sunglasses", "sunglasses", "pruning_aware_badnet", "none", "badnet"]
     assert sorted(names, key=attack_order) == [
         "none", "badnet", "pruning_aware_badnet", "sunglasses", "pruning_aware_sunglasses"
+    ]  # fmt: skip
+
+
+def test_the_papers_defenses_stand_first_from_the_weakest() -> None:
+    names = ["auto", "fineprune", "prune max_drop=0.1", "none", "finetune", "prune max_drop=0.02"]
+    assert sorted(names, key=defense_order) == [
+        "none", "prune max_drop=0.02", "prune max_drop=0.1", "finetune", "fineprune", "auto"
     ]  # fmt: skip
 
 

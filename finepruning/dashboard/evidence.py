@@ -20,14 +20,13 @@ from scipy import stats
 
 from finepruning import record as records
 from finepruning.dashboard.results import percent
-from finepruning.dashboard.seeds import Spread, attack_order, spread
+from finepruning.dashboard.seeds import Spread, attack_order, defense_order, spread
 
 ROOT = Path(__file__).parent.parent.parent
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
 STRESSED = [f"{network}_{test}" for network in (*NETWORKS, "clean") for test in ("retuned", "reactivated")]
 GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
-ORDERED = ("defense", "setting", "seed")
 FIELDS = (
     *GROUPED_BY,
     "seed",
@@ -70,7 +69,8 @@ def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = [_row(record) for record in found if record["status"] == "finished"]
 
     def order(row: Row) -> tuple[Any, ...]:
-        return row["dataset"], row["model"], attack_order(row["attack"]), *(row[name] for name in ORDERED)
+        who = (row["dataset"], row["model"], attack_order(row["attack"]), defense_order(row["defense"]))
+        return *who, row["setting"], row["seed"]
 
     return sorted(rows, key=order)
 

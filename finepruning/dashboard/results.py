@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finepruning.dashboard.seeds import Group, Spread, attack_order, group_by_seed, setting, spread
+from finepruning.dashboard.seeds import (
+    Group,
+    Spread,
+    attack_order,
+    defense_order,
+    group_by_seed,
+    setting,
+    spread,
+)
 
 SCORES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 CURVE = ("validation_accuracy", *SCORES)
@@ -69,7 +77,7 @@ def rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return row.dataset, attack_order(row.attack), row.defense != "none", row.defense
+    return row.dataset, attack_order(row.attack), defense_order(row.defense)
 
 
 def winners(table: Sequence[Row]) -> set[int]:

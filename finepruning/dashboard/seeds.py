@@ -10,6 +10,7 @@ from typing import Any
 Record = Mapping[str, Any]
 
 PLACES = ("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views", "stress")
+PAPERS = ("none", "prune", "finetune", "fineprune")  # Fine-Pruning's columns
 T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees
 Z_95 = 1.959964
 
@@ -115,6 +116,12 @@ def attack_order(attack: str) -> tuple[bool, str, bool]:
     """Return what sorts attacks by name: none first, each with decoys behind the same one without."""
     plain = attack.removeprefix("pruning_aware_")
     return attack != "none", plain, plain != attack
+
+
+def defense_order(defense: str) -> tuple[int, str]:
+    """Return what sorts defenses by name: the paper's first, from the weakest to both together."""
+    name = defense.split()[0]  # a setting may stand behind it
+    return PAPERS.index(name) if name in PAPERS else len(PAPERS), defense
 
 
 def group_by_seed(records: Sequence[Record]) -> list[Group]:
