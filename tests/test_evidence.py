@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finepruning.dashboard.evidence import filled, pages, rows_of, table, write
+from finepruning.dashboard.evidence import filled, matrix, pages, rows_of, table, write
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "experiments" / "results"
@@ -86,7 +86,17 @@ def test_a_matrix_has_a_column_for_each_defense_it_names(tmp_path: Path) -> None
     assert text.splitlines()[1:-1] == [
         "| dataset | attack | `finetune` | `prune` | `none` |",
         "|---|---|---|---|---|",
-        "| `digits` | `badnet` | 96.0 ± 12.7 / 50.0 ± 127.1 |  | 99.0 [96.4, 99.7] / 100.0 [96.3, 100.0] |",
+        "| `digits` | `badnet attack.poison_rate=0.05` | 96.0 ± 12.7 / 50.0 ± 127.1 |  | "
+        "99.0 [96.4, 99.7] / 100.0 [96.3, 100.0] |",
+    ]
+
+
+def test_a_matrix_never_takes_settings_for_seeds() -> None:
+    other = record(1, "none", 190, 40, command="python run.py attack.poison_rate=0.1")
+    lines = matrix(rows_of([record(1, "none", 198, 100), other]), ["none"]).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == [
+        "`badnet attack.poison_rate=0.05`",
+        "`badnet attack.poison_rate=0.1`",
     ]
 
 

@@ -189,13 +189,16 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def matrix(rows: Sequence[Row], defenses: Sequence[str]) -> str:
     """Return a Markdown table of attacks (down) and defenses (across): clean accuracy / attack success.
 
+    Settings have a line each, since they are no seeds of one another.
+
     Args:
         rows: As they stand in a CSV file.
         defenses: Names, in the order of the columns.
     """
-    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    groups: dict[tuple[str, ...], dict[str, list[Row]]] = {}
     for row in rows:
-        groups.setdefault((row["dataset"], row["attack"]), {}).setdefault(row["defense"], []).append(row)
+        names = [row[name] for name in ("dataset", "attack", "setting") if row[name]]
+        groups.setdefault((names[0], " ".join(names[1:])), {}).setdefault(row["defense"], []).append(row)
     lines = []
     for (dataset, attack), found in groups.items():
         cells = [
