@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import LambdaCallback
 
 from finepruning.attacks import Attack
 from finepruning.attacks.triggers import PatchTrigger
@@ -228,6 +229,7 @@ def test_statistics_stay_where_the_network_is_evaluated(
 
 
 BAD = [
+    (FTSAMClassifier, {"gradient_clip": 0}, r"gradient_clip=0 must be above 0, or null for none"),
     (FTSAMClassifier, {"radius": 0}, r"radius=0 must be above 0\. Change defense\.tuning\.radius"),
     (ANPClassifier, {"alpha": 2}, r"alpha=2 is outside \[0, 1\]\. Change defense\.tuning\.alpha"),
     (ANPClassifier, {"noise": 0}, r"noise=0 must be above 0"),
@@ -292,6 +294,22 @@ def test_training_learns(digits: ImageSet, tmp_path: Path) -> None:
     fit(module, data, callbacks, tmp_path, epochs=8, stop=8)
     images, labels = next(digits.batches(1000))
     assert (module.eval()(images).argmax(1) == labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("limit", "shortened"), [(0.05, True), (None, False)])
+def test_no_gradient_is_longer_than_asked(
+    limit: float | None, shortened: bool, digits: ImageSet, tmp_path: Path
+) -> None:
+    lengths: list[torch.Tensor] = []
+
+    def note(module: Classifier, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [value.grad for value in module.parameters() if value.grad is not None]
+        lengths.append(torch.nn.utils.get_total_norm(gradients))
+
+    module = CleanClassifier(network(), **TRAINING, gradient_clip=limit)
+    data = AttackerData(digits, [digits], 64, 1)
+    fit(module, data, [LambdaCallback(on_before_zero_grad=lambda _, *rest: note(*rest))], tmp_path, 2, 2)
+    assert (max(lengths) <= 0.05 * 1.001) == shortened
 
 
 def test_pruning_refuses_other_data_than_the_defenders(digits: ImageSet, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Classifier(LightningModule):
         optimizer: ``"sgd"`` with Nesterov momentum 0.9, or ``"adamw"``.
         schedule: ``"one_cycle"`` (up, then down to zero), ``"cosine"`` (down to zero) or ``"constant"``.
         label_smoothing: In [0, 1).
+        gradient_clip: Largest L2 norm of a step's gradient, above 0; None leaves gradients as they are.
         seed: Seed of what is random in training, such as dropout; set anew in each epoch, so that a resumed
             training goes on as if it had not stopped.
         channels_last: Keep convolutions' weights and images channels-last in memory, which is faster on most
@@ -53,6 +54,7 @@ class Classifier(LightningModule):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle",
         label_smoothing: float = 0.0,
+        gradient_clip: float | None = None,
         seed: int = 0,
         channels_last: bool = False,
         compile: bool = False,
@@ -60,6 +62,8 @@ class Classifier(LightningModule):
         super().__init__()
         if learning_rate is not None and learning_rate <= 0:
             raise ValueError(f"learning_rate={learning_rate} must be above 0.")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise ValueError(f"gradient_clip={gradient_clip} must be above 0, or null for none.")
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"optimizer={optimizer!r} is unknown; choose sgd or adamw.")
         if schedule not in ("one_cycle", "cosine", "constant"):
@@ -145,6 +149,16 @@ class Classifier(LightningModule):
             optimizer, lambda step: self.rate_scale(min(1.0, step / steps))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Shorten a gradient that is too long; what the trainer asks for counts where the module says nothing."""
+        limit = self.hparams["gradient_clip"] or gradient_clip_val
+        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
     def rate_scale(self, done: float) -> float:
         """Return the learning rate's share of its peak when this share of the training is done."""
