@@ -156,7 +156,7 @@ class Classifier(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Shorten a gradient that is too long; what the trainer asks for counts where the module says nothing."""
+        """Shorten a gradient that is too long; where the module names no length, the trainer's counts."""
         limit = self.hparams["gradient_clip"] or gradient_clip_val
         self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
 
