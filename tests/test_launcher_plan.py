@@ -21,6 +21,7 @@ from finepruning.launcher.plan import (
     defended_hash,
     gpus_needed,
     next_job,
+    start_hash,
     suspect_hash,
     telling,
     unique,
@@ -42,6 +43,7 @@ def job(number: int = 0, suspect: str = "a", gpus: int = 0, **changes: Any) -> J
         "cores": 1,
         "gpus": gpus,
         "suspect": suspect,
+        "start": None,
         "defended": f"{suspect} {number}",
     }
     return Job(**(values | changes))
@@ -52,8 +54,9 @@ def order(jobs: list[Job], made: set[str], places: int) -> list[int]:
     waiting, running, started = list(jobs), [], []
     while waiting:
         if len(running) == places:
-            made = made | {running.pop(0).suspect}
-        following = next_job(waiting, [each.suspect for each in running], made, 0)
+            made = made | running.pop(0).shared
+        making = {network for each in running for network in each.shared}
+        following = next_job(waiting, making, made, 0)
         assert following is not None
         waiting.remove(following)
         running.append(following)
@@ -70,17 +73,35 @@ def test_jobs_that_train_different_suspects_start_first() -> None:
 
 def test_a_job_that_would_wait_for_another_ones_training_starts_when_nothing_else_is_left() -> None:
     jobs = [job(0, "a"), job(1, "a")]
-    first = next_job(jobs, [], set(), 0)
+    first = next_job(jobs, set(), set(), 0)
     assert first is jobs[0]
-    assert next_job(jobs[1:], ["a"], set(), 0) is jobs[1]
+    assert next_job(jobs[1:], {"a"}, set(), 0) is jobs[1]
+
+
+def test_jobs_whose_suspects_begin_with_one_network_do_not_start_side_by_side() -> None:
+    jobs = [job(0, "a", start="clean"), job(1, "b", start="clean"), job(2, "c"), job(3, "clean")]
+    assert order(jobs, set(), 2) == [0, 2, 1, 3]
+    assert order(jobs, {"clean"}, 2) == [0, 1, 2, 3]
+
+
+def test_a_crafted_attack_and_decoys_begin_with_the_clean_network_and_transfer_with_its_source() -> None:
+    shared = {"seed": 1, "dataset": {"size": 8}}
+    clean = suspect_hash(shared | {"attack": {}})
+    assert start_hash(shared | {"attack": {"crafting": {"steps": 3}}}) == clean
+    assert start_hash(shared | {"attack": {"survivors": None}}) == clean
+    assert start_hash(shared | {"attack": {"poison_rate": 0.1}}) is None
+    assert start_hash(shared | {"attack": {}}) is None
+    moved = [{"source": {"dataset": "signs"}, "strengthen": factor} for factor in (1, 10)]
+    first, second = (start_hash(shared | {"attack": attack}) for attack in moved)
+    assert first == second is not None
 
 
 def test_a_job_waits_until_its_gpus_are_free() -> None:
     jobs = [job(0, "a", gpus=2), job(1, "b", gpus=1), job(2, "c")]
-    assert next_job(jobs, [], set(), 2) is jobs[0]
-    assert next_job(jobs, [], set(), 1) is jobs[1]
-    assert next_job(jobs, [], set(), 0) is jobs[2]
-    assert next_job(jobs[:2], [], set(), 0) is None
+    assert next_job(jobs, set(), set(), 2) is jobs[0]
+    assert next_job(jobs, set(), set(), 1) is jobs[1]
+    assert next_job(jobs, set(), set(), 0) is jobs[2]
+    assert next_job(jobs[:2], set(), set(), 0) is None
 
 
 def test_a_job_gets_as_many_gpus_as_it_asks_for() -> None:

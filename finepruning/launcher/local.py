@@ -33,6 +33,7 @@ from finepruning.launcher.plan import (
     cores_needed,
     defended_hash,
     gpus_needed,
+    start_hash,
     suspect_hash,
     telling,
     unique,
@@ -110,6 +111,7 @@ class LocalLauncher(Launcher):
             cores=cores_needed(plain["trainer"]),
             gpus=gpus_needed(plain["trainer"]),
             suspect=suspect_hash(plain),
+            start=start_hash(plain),
             defended=defended_hash(plain),
         )
 

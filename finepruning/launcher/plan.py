@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Job:
         cores: How many it keeps busy.
         gpus: How many it needs.
         suspect: Hash of what decides its suspect; jobs with the same one share a training.
+        start: Hash of what decides the network that its suspect is made from; None where there is none.
         defended: Hash of what decides its defended network; None without a defense.
     """
 
@@ -43,7 +44,13 @@ class Job:
     cores: int
     gpus: int
     suspect: str
+    start: str | None
     defended: str | None
+
+    @property
+    def shared(self) -> set[str]:
+        """The trained networks that it makes unless they are there, by their hashes."""
+        return {name for name in (self.suspect, self.start) if name}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,20 @@ class Outcome:
 def suspect_hash(config: Mapping[str, Any]) -> str:
     """Return a hash of the parts of a plain configuration that decide the suspect."""
     return _hash({key: config.get(key) for key in SUSPECT_PARTS})
+
+
+def start_hash(config: Mapping[str, Any]) -> str | None:
+    """Return a hash of the parts that decide the network which the suspect is made from.
+
+    That is the clean network, where an attack crafts its trigger on it or hides behind its decoys; the other
+    data set's network, where the backdoor comes with it; None for an attack that needs no network.
+    """
+    attack = config.get("attack") or {}
+    if "source" in attack:
+        return _hash([attack["source"], config.get("seed")])
+    if "crafting" in attack or "survivors" in attack:
+        return suspect_hash({**config, "attack": {}})
+    return None
 
 
 def defended_hash(config: Mapping[str, Any]) -> str | None:
@@ -134,24 +155,22 @@ def at_a_time(jobs: Sequence[Job], cores: int, gpus: int) -> int:
     return by_cores + by_gpus
 
 
-def next_job(
-    waiting: Sequence[Job], making: Collection[str], made: Collection[str], free_gpus: int
-) -> Job | None:
+def next_job(waiting: Sequence[Job], making: Set[str], made: Set[str], free_gpus: int) -> Job | None:
     """Return the job to start now; None if none fits the free GPUs.
 
-    A job whose suspect another one is training would only wait for it, so it comes last. First come those
-    whose suspect is still to be trained, since others wait for that.
+    A job that needs a network which another one is training would only wait for it, so it comes last. First
+    come those whose suspect is still to be trained, since others wait for that.
 
     Args:
         waiting: The jobs, in order.
-        making: Suspects of the running jobs.
-        made: Suspects that are there.
+        making: What the running jobs share with others.
+        made: Networks that are there.
         free_gpus: How many GPUs no job has.
     """
     fitting = [job for job in waiting if job.gpus <= free_gpus]
 
     def rank(job: Job) -> tuple[bool, bool]:
-        return job.suspect in making and job.suspect not in made, job.suspect in made
+        return bool(job.shared & making - made), job.suspect in made
 
     return min(fitting, key=rank, default=None)  # of equals the first
 

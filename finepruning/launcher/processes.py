@@ -100,7 +100,7 @@ def run_jobs(
         jobs: In order.
         n_jobs: How many at a time.
         gpus: Names of the GPUs that are handed out.
-        made: Hashes of the suspects that are there already.
+        made: Hashes of the networks that are there already.
         display: Is told of every start and end.
 
     Raises:
@@ -112,7 +112,8 @@ def run_jobs(
         try:
             while waiting or running:
                 while len(running) < n_jobs:
-                    job = next_job(waiting, [each.job.suspect for each in running], made, len(free))
+                    making = {network for each in running for network in each.job.shared}
+                    job = next_job(waiting, making, made, len(free))
                     if job is None:
                         break
                     waiting.remove(job)
@@ -126,7 +127,7 @@ def run_jobs(
                     free += each.gpus
                     outcome = _outcome(each)
                     if not outcome.error:
-                        made.add(each.job.suspect)
+                        made |= each.job.shared
                     display.ended(outcome)
         finally:
             _stop(running, signals)
