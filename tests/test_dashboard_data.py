@@ -69,9 +69,22 @@ def test_seeds_that_agree_keep_the_interval_over_images() -> None:
 def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path: Path) -> None:
     data = data_of(tmp_path, *(make(seed=seed) for seed in (1, 2, 3)), make(seed=1, defense="prune"))
     assert [(group["defense_label"], group["seeds"]) for group in data["groups"]] == [
-        ("fineprune", 3),
         ("prune", 1),
+        ("fineprune", 3),
     ]
+
+
+def test_attacks_and_defenses_stand_in_the_order_of_the_papers(tmp_path: Path) -> None:
+    told = [("blended", "finetune"), ("pruning_aware_badnet", "none"), ("badnet", "fineprune")]
+    found = [make(attack=attack, defense=defense) for attack, defense in told]
+    looser = make("digits", "badnet", "prune", name="looser", **{"defense.max_drop": 0.1})
+    data = data_of(tmp_path, *found, looser, make(attack="badnet", defense="prune"))
+    assert data["order"]["attack"] == ["badnet", "pruning_aware_badnet", "blended"]
+    pruned = ["prune", "prune, max_drop 0.04", "prune, max_drop 0.1"]
+    assert data["order"]["defense"] == ["none", *pruned, "finetune", "fineprune"]
+    groups = [(group["attack"], group["defense_label"]) for group in data["groups"]]
+    badnet = [("badnet", label) for label in (*pruned[1:], "fineprune")]
+    assert groups == [*badnet, ("pruning_aware_badnet", "none"), ("blended", "finetune")]
 
 
 def test_a_groups_mean_is_that_of_its_runs(tmp_path: Path) -> None:

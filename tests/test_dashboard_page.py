@@ -272,6 +272,7 @@ def test_details_show_what_each_layer_can_spare(opened: Opened) -> None:
 
 def test_the_matrix_has_each_defense_against_each_attack(opened: Opened) -> None:
     table = opened.page.locator(".matrix", has=opened.page.locator("caption", has_text="mnist"))
+    assert table.get_by_role("rowheader").all_inner_texts() == ["none", "prune", "finetune", "fineprune"]
     row = table.locator("tbody tr", has=opened.page.get_by_role("rowheader", name="prune", exact=True))
     assert row.locator("td b").all_inner_texts() == ["39.7"]
     assert "oracle" in table.locator("tbody tr", has_text="finetune").inner_text()

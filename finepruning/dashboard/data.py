@@ -2,15 +2,14 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.reading import UNKNOWN, Run, Skipped
 from finepruning.dashboard.rows import Row, Table, run_row
+from finepruning.dashboard.seeds import attack_order, defense_order
 from finepruning.dashboard.verdict import summary, verdict
-
-ORDER = ("dataset", "attack_label", "model", "defense_label")
 
 
 def page_data(
@@ -34,7 +33,7 @@ def page_data(
             reason = f"not a record of this program ({type(error).__name__}: {error})"
             refused.append(Skipped(run.folder.name, reason))
     _name_unfinished(rows)
-    groups = _group(rows)
+    order, groups = _in_order(_group(rows))
     common = _common([row["config"] for row in rows])
     for row in rows:
         row["config"] = {key: value for key, value in row["config"].items() if key not in common}
@@ -42,7 +41,8 @@ def page_data(
     return {
         "budget": budget,
         "runs": rows,
-        "groups": sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]),
+        "groups": groups,
+        "order": order,
         "verdicts": _verdicts(groups, budget),
         "common": common,
         "skipped": [skip._asdict() for skip in refused],
@@ -77,10 +77,27 @@ def _group(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
+def _in_order(groups: Sequence[Row]) -> tuple[dict[str, list[str]], list[Row]]:
+    """Return all names of attacks and of defenses, and the groups, in the order in which a page shows them."""
+
+    def names(kind: str, rank: Callable[[str], Any]) -> list[str]:
+        found = {(group[kind], name) for group in groups for name in (group[kind], group[f"{kind}_label"])}
+        return [name for _, name in sorted(found, key=lambda pair: (rank(pair[0]), pair[1]))]
+
+    order = {"attack": names("attack", attack_order), "defense": names("defense", defense_order)}
+    places = {kind: {name: place for place, name in enumerate(found)} for kind, found in order.items()}
+
+    def place(group: Row) -> tuple[Any, ...]:
+        attack, defense = (places[kind][group[f"{kind}_label"]] for kind in ("attack", "defense"))
+        return group["dataset"], attack, group["model"], defense
+
+    return order, sorted(groups, key=place)
+
+
 def _verdicts(groups: Sequence[Row], budget: float) -> list[Row]:
     """Return one verdict a setting: a network with one attack in it."""
     settings = defaultdict(list)
-    for group in sorted(groups, key=lambda group: [str(group[key]) for key in ORDER]):
+    for group in groups:
         settings[group["setting"]].append(group)
     return [
         {"dataset": found[0]["dataset"], "attack": found[0]["attack_label"], "model": found[0]["model"]}

@@ -2,7 +2,7 @@
 
 function fillFilters() {
   for (const name of FILTERS.slice(1)) {
-    const values = unique(data.runs.map((run) => run[name])).sort(compare);
+    const values = unique(data.runs.map((run) => run[name])).sort(inOrder(name));
     $(`#filters [name=${name}]`).replaceChildren(
       h("option", { value: "" }, "all"),
       ...values.map((each) => h("option", { value: each }, each)),

@@ -26,6 +26,13 @@ const compare = (a, b) =>
   typeof a === "number" && typeof b === "number"
     ? a - b
     : String(a).localeCompare(String(b), "en", { numeric: true });
+const places = Object.fromEntries(
+  Object.entries(data.order).map(([kind, names]) => [kind, new Map(names.map((name, place) => [name, place]))]),
+);
+
+/** What sorts the values of a kind: attacks and defenses as the page orders them, others by themselves. */
+const inOrder = (kind) => (a, b) =>
+  compare(places[kind]?.get(a) ?? Infinity, places[kind]?.get(b) ?? Infinity) || compare(a, b);
 
 /** Plotly reads a little HTML in its texts; names are text. */
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");

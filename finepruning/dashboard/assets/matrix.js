@@ -5,10 +5,8 @@ function drawMatrix(runs) {
   const groups = filteredGroups(runs);
   const tables = unique(groups.map((group) => group.dataset)).map((dataset) => {
     const found = groups.filter((group) => group.dataset === dataset);
-    const attacks = unique(found.map((group) => group.attack_label)).sort(compare);
-    const defenses = unique(found.map((group) => group.defense_label)).sort(
-      (a, b) => (b === "none") - (a === "none") || compare(a, b),
-    );
+    const attacks = unique(found.map((group) => group.attack_label)).sort(inOrder("attack"));
+    const defenses = unique(found.map((group) => group.defense_label)).sort(inOrder("defense"));
     const cell = (defense, attack) => {
       const group = found.find((each) => each.defense_label === defense && each.attack_label === attack);
       if (!group) return h("td", { class: "none" }, "");

@@ -28,7 +28,7 @@ function varying(runs) {
 }
 
 /** Put an axis' values on 0 to 1, with at most a handful of ticks. */
-function scale({ values, range }) {
+function scale({ key, values, range }) {
   const present = values.filter((each) => each != null);
   if (present.length && present.every((each) => typeof each === "number")) {
     const [low, high] = range || [Math.min(...present), Math.max(...present)];
@@ -40,7 +40,7 @@ function scale({ values, range }) {
       ticks: ticks.map((tick) => [at(tick), range ? percent(tick) : String(+tick.toPrecision(3))]),
     };
   }
-  const names = unique(values.map((each) => (each == null ? "–" : shown(each)))).sort(compare);
+  const names = unique(values.map((each) => (each == null ? "–" : shown(each)))).sort(inOrder(key));
   const at = (each) => (names.indexOf(each == null ? "–" : shown(each)) + 0.5) / names.length;
   const every = Math.ceil(names.length / 12);
   return {

@@ -118,7 +118,7 @@ function sorted(items) {
     if (column.score && ranked(a) !== ranked(b)) return ranked(a) ? -1 : 1;
     const [x, y] = [of(a), of(b)];
     if (x == null || y == null) return (x == null) - (y == null);
-    return sign * compare(x, y);
+    return sign * inOrder(column.key)(x, y);
   });
 }
 
