@@ -78,7 +78,7 @@ def _group(rows: Sequence[Row]) -> list[Row]:
 
 
 def _in_order(groups: Sequence[Row]) -> tuple[dict[str, list[str]], list[Row]]:
-    """Return all names of attacks and of defenses, and the groups, in the order in which a page shows them."""
+    """Return all names of attacks and of defenses, and the groups, in the order of the page."""
 
     def names(kind: str, rank: Callable[[str], Any]) -> list[str]:
         found = {(group[kind], name) for group in groups for name in (group[kind], group[f"{kind}_label"])}
