@@ -69,6 +69,7 @@ function drawParallel(runs) {
   axes.at(-2).range = [Math.min(...axes.at(-2).values), Math.max(...axes.at(-2).values)];
   const scales = axes.map(scale);
   const jitter = (k) => (((k * 2654435761) % 1000) / 1000 - 0.5) * 0.035; // lines that share all values stay apart
+  const room = Math.max(8, Math.floor(place.clientWidth / axes.length / 7)); // characters between two axes
   const shades = 5;
   const traces = [...Array(shades).keys()]
     .map((shade) => {
@@ -124,7 +125,7 @@ function drawParallel(runs) {
       scales[a].ticks.map(([y, tick]) => ({
         x: a,
         y,
-        text: plain(tick.length > 22 ? `${tick.slice(0, 20)}…` : tick),
+        text: plain(tick.length > room ? `${tick.slice(0, room - 1)}…` : tick),
         showarrow: false,
         xanchor: "left",
         xshift: 5,
