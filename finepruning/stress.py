@@ -223,7 +223,7 @@ def away_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.logsumexp(1) - rest.logsumexp(1)).mean()
 
 
-class Perturbed(nn.Module):
+class WithPattern(nn.Module):
     """A network all of whose inputs are perturbed alike.
 
     Args:
@@ -264,7 +264,7 @@ def score_perturbed(
         clean: Its clean accuracy without the pattern.
         device: Where to compute.
     """
-    found = score(Perturbed(network, pattern), test, attack, device)
+    found = score(WithPattern(network, pattern), test, attack, device)
     if isinstance(found.attack_success_rate, Drop):
         lost = Drop(clean, found.attack_success_rate.backdoor)
         return replace(found, attack_success_rate=lost)
