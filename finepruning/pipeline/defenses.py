@@ -11,7 +11,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from finepruning.callbacks import PruneChannels
-from finepruning.data import DefenderData, ImageSet
+from finepruning.data import Augment, DefenderData, ImageSet
 from finepruning.modules import (
     ANPClassifier,
     FinePrunedClassifier,
@@ -80,10 +80,17 @@ class _Defender:
                 len(self.tuning),
                 batch_size,
             )
+        augment = _both(self.augment, options.pop("augment", None))
         kind = TUNERS[tuner] if max_epochs else PrunedClassifier
         module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
-        data = DefenderData(self.tuning, self.validation, batch_size, self.seed, self.augment)
+        data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs, **more)
+
+
+def _both(of_data: nn.Module | None, more: Mapping[str, Any] | None) -> nn.Module | None:
+    """Return the data set's own changes of images, followed by a tuning's."""
+    steps = [step for step in (of_data, Augment(**more) if more else None) if step is not None]
+    return nn.Sequential(*steps) if steps else None
 
 
 def enough_steps(images: int, batch_size: int, max_epochs: int, min_steps: int) -> tuple[int, int]:
