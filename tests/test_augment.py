@@ -95,7 +95,7 @@ def test_noise_has_the_deviation_that_was_asked_for() -> None:
 
 @pytest.mark.parametrize("shift", [-1, [2], [1, -2], [1, 2, 3]])
 def test_a_shift_that_is_no_size_in_pixels_is_refused(shift: int | list[int]) -> None:
-    with pytest.raises(ValueError, match=r"training\.augment\.shift"):
+    with pytest.raises(ValueError, match=r"augment\.shift"):
         Augment(shift)
 
 
@@ -107,13 +107,13 @@ def test_gain_scales_each_image_by_one_factor() -> None:
 
 
 def test_a_negative_gain_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"A gain of -1 is below 0\. Change training\.augment\.gain"):
+    with pytest.raises(ValueError, match=r"A gain of -1 is below 0\. Change augment\.gain"):
         Augment(gain=-1)
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.5])
 def test_noise_out_of_range_is_refused(noise: float) -> None:
-    with pytest.raises(ValueError, match=r"training\.augment\.noise"):
+    with pytest.raises(ValueError, match=r"augment\.noise"):
         Augment(noise=noise)
 
 

@@ -211,17 +211,22 @@ def test_an_attack_without_crafting_has_nothing_to_take() -> None:
     assert plain.craft(linear([[1.0], [1.0]]), noise_set(4)) == {}
 
 
-@pytest.mark.parametrize("attack", ["sig", "wanet", "adaptive_blend", "tact", "blended"])
+@pytest.mark.parametrize("attack", ["sig", "sig_digits", "wanet", "adaptive_blend", "tact", "blended"])
 def test_every_attack_to_measure_against_is_trained_and_scored(quick_run: RunHere, attack: str) -> None:
     rate = ["attack.poison_rate=0.01"] if attack == "blended" else []
     record = quick_run(f"attack={attack}", "defense=none", *rate)
     counted = record["scores"]["suspect"]["counts"]["attack_success_rate"]["total"]
-    source = {"tact": 46, "sig": 450 - 44}  # images of class 1, and of all classes but 2
+    source = {
+        "tact": 46,
+        "sig": 450 - 44,
+        "sig_digits": 450 - 44,
+    }  # images of class 1, and of all classes but 2
     assert counted == source.get(attack, 450 - 45)
 
 
 CRAFTED = {
     "label_consistent": {"places", "perturbations"},
+    "label_consistent_digits": {"places", "perturbations"},
     "trojan_nn": {"pattern"},
     "input_aware": {"others.places", "others.patterns", "others.masks"},
 }

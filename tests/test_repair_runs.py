@@ -11,13 +11,28 @@ import torch
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
+from finepruning.pipeline.build import build_parts
 from finepruning.pipeline.defenses import enough_steps
+from tests.conftest import composed
 
 RunHere = Callable[..., dict[str, Any]]
 LEARNED = ("trainer.max_epochs=8", "model.width=8", "defender.fraction=0.4", "trainer.precision=32-true")
 FAST = ("defense.inspection.search.steps=40", "defense.inspection.search.images=4")
 UNLEARN = ("defense.tuning.max_epochs=2", "defense.tuning.batch_size=32", "defense.tuning.min_steps=0")
 VERDICTS = ("no evidence of a backdoor left under these tests", "evidence remains")
+
+
+def test_unlearning_varies_images_as_the_data_set_says(tmp_path: Path) -> None:
+    assert composed("dataset=gtsrb", "defense=auto").defense.tuning.augment == {"shift": 2, "gain": 0.8}
+    places = (f"store_dir={tmp_path}", "name=a", "group=b")
+    plain, varied = (
+        build_parts(composed("defense=unlearn", *places, *more)).defense
+        for more in ((), ("+variation={shift: 1}", "+training.augment={_target_: finepruning.data.Augment}"))
+    )
+    assert plain is not None
+    assert plain.data.augment is None
+    assert varied is not None
+    assert [step.rows for step in varied.data.augment] == [0, 1]  # the data set's own, then this
 
 
 def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_path: Path) -> None:

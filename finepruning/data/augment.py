@@ -32,13 +32,12 @@ class Augment(nn.Module):
         shifts = [shift, shift] if isinstance(shift, int) else list(shift)
         if len(shifts) != 2 or min(shifts) < 0:
             raise ValueError(
-                f"A shift of {shift} is not one number or two, at least 0, in pixels. "
-                "Change training.augment.shift."
+                f"A shift of {shift} is not one number or two, at least 0, in pixels. Change augment.shift."
             )
         if not 0 <= noise <= 1:
-            raise ValueError(f"Noise of {noise} is outside [0, 1]. Change training.augment.noise.")
+            raise ValueError(f"Noise of {noise} is outside [0, 1]. Change augment.noise.")
         if gain < 0:
-            raise ValueError(f"A gain of {gain} is below 0. Change training.augment.gain.")
+            raise ValueError(f"A gain of {gain} is below 0. Change augment.gain.")
         self.rows, self.columns = shifts
         self.flip = flip
         self.gain = gain
