@@ -36,6 +36,9 @@ TRAINING = {"learning_rate": 0.05, "seed": 3}
 OPTIONS: dict[type[Classifier], dict[str, Any]] = {  # of the short fits here
     NADClassifier: {"teacher_epochs": 1},
     HeadShiftClassifier: {"inner_product": 0.1, "distance": 0.1},
+    **dict.fromkeys(
+        (IBAUClassifier, SAUClassifier), {"learning_rate": 0.01}
+    ),  # at 0.05 some machines diverge
 }
 LAYER = "features.pool3"
 SHAPE = (1, 16, 16)
@@ -73,7 +76,7 @@ def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, li
     clean = digits.subset(roles.attacker)
     if issubclass(kind, PrunedClassifier):
         more = OPTIONS.get(kind, {})
-        module = kind(network(learned()), [LAYER], SHAPE, **TRAINING, **more)
+        module = kind(network(learned()), [LAYER], SHAPE, **(TRAINING | more))
         return module, defender, [PruneChannels(max_drop=0.1)]
     if issubclass(kind, BackdooredClassifier):
         attack = Attack(PatchTrigger(2, 1.0), 0.1, target_label=0)
@@ -139,7 +142,7 @@ def test_a_checkpoint_holds_nothing_that_runs_code(
     fit(module, data, callbacks, tmp_path, epochs=3, stop=1)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     values = kept["hyper_parameters"].values()
-    assert kept["hyper_parameters"]["learning_rate"] == 0.05
+    assert kept["hyper_parameters"]["learning_rate"] == (TRAINING | OPTIONS.get(kind, {}))["learning_rate"]
     assert all(isinstance(value, bool | int | float | str | list | tuple | None) for value in values)
 
 
