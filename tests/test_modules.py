@@ -38,7 +38,7 @@ OPTIONS: dict[type[Classifier], dict[str, Any]] = {  # of the short fits here
     HeadShiftClassifier: {"inner_product": 0.1, "distance": 0.1},
     **dict.fromkeys(
         (IBAUClassifier, SAUClassifier), {"learning_rate": 0.01}
-    ),  # at 0.05 some machines diverge
+    ),  # 0.05 can diverge
 }
 LAYER = "features.pool3"
 SHAPE = (1, 16, 16)
