@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finepruning.dashboard.evidence import filled, matrix, pages, rows_of, table, write
+from finepruning.dashboard.evidence import filled, matrix, merged, pages, read, rows_of, table, write
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "experiments" / "results"
@@ -98,6 +98,15 @@ def test_a_matrix_never_takes_settings_for_seeds() -> None:
         "`badnet attack.poison_rate=0.05`",
         "`badnet attack.poison_rate=0.1`",
     ]
+
+
+def test_rows_of_another_machine_stay_beside_new_ones(tmp_path: Path) -> None:
+    file = tmp_path / "some.csv"
+    write(rows_of([record(10, "finetune", 190, 40), record(9, "finetune", 190, 50)]), file)
+    write(merged(read(file), rows_of([record(10, "finetune", 190, 60)])), file)
+    rows = [(row["seed"], row["defended_attack_success_rate"]) for row in read(file)]
+    assert rows == [("9", "0.500000"), ("10", "0.600000")]
+    assert read(tmp_path / "none.csv") == []
 
 
 def test_the_tables_of_the_readme_and_of_the_pages_are_those_of_the_results() -> None:

@@ -17,9 +17,11 @@ from finepruning.repair import (
     Search,
     Trigger,
     check_accuracy,
+    check_copies,
     check_max_drop,
     check_max_success,
     climb,
+    correct_copies,
     invert,
     load_triggers,
     missing_classes,
@@ -310,6 +312,44 @@ def test_a_paired_loss_counts_only_images_on_which_the_networks_differ() -> None
     assert not loss.inside(0.029)
 
 
+def test_copies_of_an_image_count_as_one_image_in_the_interval() -> None:
+    before = torch.ones(4, 50, dtype=torch.bool)
+    after = before.clone()
+    after[:, :2] = False  # two images are lost in all four copies
+    after[0, 2] = False  # one in one of them
+    loss = paired_loss(before, after)
+    assert (loss.lost, loss.gained, loss.total) == (9, 0, 200)
+    assert loss.value == pytest.approx(9 / 200)
+    # 9 / 4 of 50 images, squares 1 + 1 + 1 / 16: (2.25 +- 1.96 sqrt(2.0625 + 1 - 2.25^2 / 52)) / 52
+    assert loss.interval == pytest.approx((-0.02163, 0.10817), abs=1e-4)
+    one = paired_loss(before[:1], after[:1])
+    assert one.interval == pytest.approx(paired_loss(before[0], after[0]).interval)
+
+
+class Darker(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images * torch.rand(len(images), 1, 1, 1)
+
+
+def test_every_network_is_judged_on_the_same_copies() -> None:
+    images, labels = two_classes()
+    seen: list[Tensor] = []
+
+    class Sees(ByMeans):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    for _ in range(2):
+        right = correct_copies(Sees(), lambda: [(images, labels)], Darker(), 2, seed=3)
+        torch.rand(1)
+    assert right.shape == (3, 12)
+    assert torch.equal(seen[0], images)
+    assert torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
+    assert not torch.equal(seen[1], seen[2])
+    assert correct_copies(Sees(), lambda: [(images, labels)], None, 2, seed=3).shape == (1, 12)
+
+
 def walk(lost: list[int], max_drop: float, enough: set[int] = frozenset()) -> tuple[list[int], int | None]:
     tried: list[int] = []
 
@@ -344,6 +384,8 @@ def test_the_walk_ends_early_where_a_rung_is_enough() -> None:
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_drop=1\.5 is outside \[0, 1\]"):
         check_max_drop(1.5)
+    with pytest.raises(ValueError, match=r"copies=-1 is below 0\. Change defense\.deciding\.copies"):
+        check_copies(-1)
     with pytest.raises(ValueError, match=r"max_success=0 is outside \(0, 1\]"):
         check_max_success(0)
 

@@ -122,11 +122,12 @@ def test_columns_of_stress_and_of_a_repair_are_those_of_the_records() -> None:
     def run(seed: int, **more: Any) -> dict[str, Any]:
         record = make(defense="prune", seed=seed, **inspected(), **stressed()) | more
         record["config"]["attack"]["target_label"] = 2
-        return record | {"ladder": {"kept": seed - 1, "rungs": []}, "audit": audit(evidence=seed == 1)}
+        ladder = {"kept": seed - 1, "rungs": [{"loss": 0.01}, {"loss": 0.03}]}
+        return record | {"ladder": ladder, "audit": audit(evidence=seed == 1)}
 
     rows = rows_of([run(1), run(2)])
     columns = ["retuned", "reactivated", "suspect_retuned", "control_retuned", "place", "alarms", "evidence"]
-    (line,) = table(rows, [*columns, "rungs"]).splitlines()[2:]
+    (line,) = table(rows, [*columns, "rungs", "judged"]).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
         "40.0 ± 0.0",
@@ -137,6 +138,7 @@ def test_columns_of_stress_and_of_a_repair_are_those_of_the_records() -> None:
         "2 of 2",
         "1 of 2",
         "1, 2",
+        "2.0 ± 12.7",
     ]
     (undefended,) = rows_of([make(defense="none", **stressed("suspect", "clean"))])
     assert undefended["defended_retuned_success"] == undefended["suspect_retuned_success"] == "1.000000"

@@ -25,7 +25,7 @@ from finepruning.modules import (
 )
 from finepruning.pipeline.parts import Defense, Tuning
 from finepruning.pipeline.targets import build
-from finepruning.repair import Inspection, check_max_drop, check_max_success
+from finepruning.repair import Inspection, check_copies, check_max_drop, check_max_success
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,12 @@ def build_defense(
         defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
     )
     inspection: Inspection | None = build(config.defense.get("inspection"))
-    return Defense(**vars(base), inspection=inspection, ladder=ladder)
+    deciding = defense.get("deciding") or {"copies": 0, "augment": None}
+    check_copies(deciding["copies"])
+    harder = Augment(**deciding["augment"]) if deciding["augment"] else None
+    return Defense(
+        **vars(base), inspection=inspection, ladder=ladder, harder=harder, copies=deciding["copies"]
+    )
 
 
 def _build_ladder(

@@ -43,10 +43,15 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Defense(Tuning):
-    """What the defender does; the ladder holds tunings in rising strength, all of one network."""
+    """What the defender does; the ladder holds tunings in rising strength, all of one network.
+
+    What a rung costs is counted on the validation images and on ``copies`` of each, which ``harder`` changes.
+    """
 
     inspection: Inspection | None = None
     ladder: Sequence[Tuning] = ()
+    harder: nn.Module | None = None
+    copies: int = 0
 
     @property
     def acts(self) -> bool:

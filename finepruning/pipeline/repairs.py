@@ -23,6 +23,7 @@ from finepruning.repair import (
     climb,
     compare,
     correct,
+    correct_copies,
     load_triggers,
     missing_classes,
     paired_loss,
@@ -88,15 +89,17 @@ class Repairs:
 
     def aim(self, inspected: Stage) -> None:
         """Tell the modules that unlearn what is suspicious."""
+        found = inspected.about["result"]
+        median = found["rankings"]["additive"]["median"]
         for tuning in (self.defense, *self.defense.ladder):
             if isinstance(tuning.module, UnlearnedClassifier):
-                tuning.module.aim_at(inspected.about["result"]["suspicious"])
+                tuning.module.aim_at(found["suspicious"], median)
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
         network = self.defense.module.network
         suspect.load_into(network)
-        before = correct(network.to(self.device), self._validation())
+        before = self._right(network)
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
 
@@ -109,7 +112,7 @@ class Repairs:
                 logs, epochs = f"defended/{place.name}", rung.max_epochs
                 self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
             load_weights(network, place / WEIGHTS)
-            return paired_loss(before, correct(network.to(self.device), self._validation()))
+            return paired_loss(before, self._right(network))
 
         def passes(rung: Tuning) -> bool:
             audits[id(rung)] = self._audit(network, inspected)
@@ -229,6 +232,12 @@ class Repairs:
             listed = ", ".join(repr(self.names[label]) for label in targets)
             remarks.append(f"Only {len(targets)} of {len(self.names)} classes were inspected: {listed}.")
         return remarks
+
+    def _right(self, network: nn.Module) -> Tensor:
+        """Return which validation images, and which harder copies of them, a network gets right."""
+        defense, seed = self.defense, self.options["tuning"]["seed"]
+        network.to(self.device)
+        return correct_copies(network, self._validation, defense.harder, defense.copies, seed)
 
     def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
         """Return at most ``sample`` images, spread over the set, and their labels."""

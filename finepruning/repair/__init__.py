@@ -16,7 +16,16 @@ from finepruning.repair.inspection import (
     success,
 )
 from finepruning.repair.inversion import UNTARGETED, Search, Trigger, invert
-from finepruning.repair.ladder import PairedLoss, check_max_drop, climb, correct, paired_loss, why_none
+from finepruning.repair.ladder import (
+    PairedLoss,
+    check_copies,
+    check_max_drop,
+    climb,
+    correct,
+    correct_copies,
+    paired_loss,
+    why_none,
+)
 
 __all__ = [
     "UNTARGETED",
@@ -26,11 +35,13 @@ __all__ = [
     "Search",
     "Trigger",
     "check_accuracy",
+    "check_copies",
     "check_max_drop",
     "check_max_success",
     "climb",
     "compare",
     "correct",
+    "correct_copies",
     "invert",
     "load_triggers",
     "missing_classes",

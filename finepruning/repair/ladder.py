@@ -20,11 +20,15 @@ class PairedLoss(NamedTuple):
         lost: Images that only the network before classifies correctly.
         gained: Images that only the network after does.
         total: All images.
+        copies: How many of them are one image, as it is or changed; only other images are independent.
+        squares: Sum over images of the squared mean loss of their copies; None without copies.
     """
 
     lost: int
     gained: int
     total: int
+    copies: int = 1
+    squares: float | None = None
 
     @property
     def value(self) -> float:
@@ -35,10 +39,12 @@ class PairedLoss(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """A 95 % interval: Wald's for paired shares, with half an image added to each of the four counts.
 
-        Source: Agresti and Min 2005, Statistics in Medicine 24, section 3.
+        Source: Agresti and Min 2005, Statistics in Medicine 24, section 3. Deviation: copies of one image
+        count as one, by their mean.
         """
-        total, change = self.total + 2, self.lost - self.gained
-        error = 1.96 * math.sqrt(self.lost + self.gained + 1 - change**2 / total) / total
+        total, change = self.total / self.copies + 2, (self.lost - self.gained) / self.copies
+        squares = self.lost + self.gained if self.squares is None else self.squares
+        error = 1.96 * math.sqrt(squares + 1 - change**2 / total) / total
         return max(-1.0, change / total - error), min(1.0, change / total + error)
 
     def inside(self, max_drop: float) -> bool:
@@ -53,9 +59,37 @@ def correct(network: nn.Module, batches: Batches) -> Tensor:
     return torch.cat([network(images).argmax(-1) == labels for images, labels in batches]).cpu()
 
 
+@torch.no_grad()
+def correct_copies(
+    network: nn.Module, batches: Callable[[], Batches], change: nn.Module | None, copies: int, seed: int
+) -> Tensor:
+    """Return whether each image and each of its changed copies is classified correctly, (1 + copies, N).
+
+    Args:
+        network: Images (B, C, H, W) in [0, 1] -> logits (B, K); is left in evaluation mode.
+        batches: Gives the (images, labels), the same each time.
+        change: Changes images by chance; None: there are no copies.
+        copies: Of each image.
+        seed: Of the changes, which are the same for every network.
+    """
+    found = [correct(network, batches())]
+    if change is not None:
+        with torch.random.fork_rng(devices=[]):  # changed on the CPU: the same copies on every device
+            torch.manual_seed(seed)
+            for _ in range(copies):
+                changed = ((change(images.cpu()).to(images), labels) for images, labels in batches())
+                found.append(correct(network, changed))
+    return torch.stack(found)
+
+
 def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
-    """Return the loss between two networks from what each classifies correctly, (N,) both."""
-    return PairedLoss(int((before & ~after).sum()), int((~before & after).sum()), len(before))
+    """Return the loss between two networks from what each classifies correctly: (N,) or (copies, N), both."""
+    lost, gained = before & ~after, ~before & after
+    counts = (int(lost.sum()), int(gained.sum()), before.numel())
+    if before.dim() == 1:
+        return PairedLoss(*counts)
+    means = (lost.double() - gained.double()).mean(0)
+    return PairedLoss(*counts, copies=len(before), squares=float((means**2).sum()))
 
 
 def climb(
@@ -90,6 +124,12 @@ def check_max_drop(max_drop: float) -> None:
         raise ValueError(
             f"max_drop={max_drop} is outside [0, 1]. It is a fraction: defense.max_drop=0.01 is 1 %."
         )
+
+
+def check_copies(copies: int) -> None:
+    """Raise ValueError if there cannot be so many copies of an image."""
+    if copies < 0:
+        raise ValueError(f"copies={copies} is below 0. Change defense.deciding.copies; 0 makes none.")
 
 
 def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:

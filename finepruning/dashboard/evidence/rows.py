@@ -1,0 +1,162 @@
+"""Records of runs as rows of counts, in a CSV file."""
+
+import csv
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finepruning.dashboard.seeds import attack_order, defense_order
+
+SCORES = ("clean_accuracy", "attack_success_rate")
+NETWORKS = ("suspect", "defended")
+STRESSED = [f"{network}_{test}" for network in (*NETWORKS, "clean") for test in ("retuned", "reactivated")]
+GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
+FIELDS = (
+    *GROUPED_BY,
+    "seed",
+    *(f"{network}_{score}" for network in NETWORKS for score in SCORES),
+    *(f"{network}_{score}_counts" for network in NETWORKS for score in SCORES),
+    *(f"{stressed}_{field}" for stressed in STRESSED for field in ("success", "success_counts", "clean")),
+    "stands_out",
+    "target_place",
+    "evidence",
+    "rung",
+    "judged",
+    "channels_pruned",
+    "dead",
+    "seconds",
+    "commit",
+)
+UNCOUNTED = ("run", "stress")  # seconds that no defense needs
+UNTOLD = (
+    "seed",
+    "experiment",
+    "case",
+    "runs_dir",
+    "store_dir",
+    "data_dir",
+    "logger",
+    "name",
+    "group",
+    "trainer",
+)
+
+Row = Mapping[str, Any]
+
+
+def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each finished record, by dataset, attack, defense, setting and seed."""
+    return _sorted([_row(record) for record in found if record["status"] == "finished"])
+
+
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return new rows and those old ones that are not of the same setting and seed."""
+    told = {_told(row) for row in new}
+    return _sorted([*new, *(row for row in old if _told(row) not in told)])
+
+
+def _told(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in (*GROUPED_BY, "seed"))
+
+
+def _sorted(rows: Sequence[Row]) -> list[Any]:
+    def order(row: Row) -> tuple[Any, ...]:
+        who = (row["dataset"], row["model"], attack_order(row["attack"]), defense_order(row["defense"]))
+        return *who, row["setting"], int(row["seed"])
+
+    return sorted(rows, key=order)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {name: record[name] for name in ("dataset", "model", "attack", "defense", "seed")}
+    row["setting"] = _setting(record["command"])
+    for network in NETWORKS:
+        scores = record["scores"][network]
+        for score in SCORES:
+            counts = scores["counts"].get(score)
+            row[f"{network}_{score}"] = _share(scores[score])
+            row[f"{network}_{score}_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+    row |= _stress_fields(record) | _repair_fields(record)
+    row["channels_pruned"] = sum(step["pruned"] for step in record["pruning"]) if record["pruning"] else ""
+    seconds = [value for name, value in record["seconds"].items() if name not in UNCOUNTED]
+    return row | {
+        "dead": record["dead"],
+        "seconds": f"{sum(seconds):.0f}",
+        "commit": (record["commit"] or "")[:7],
+    }
+
+
+def _stress_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stress tests brought back; an undefended network counts as the defended one, too."""
+    networks = (record.get("stress") or {}).get("networks") or {}
+    fields = {}
+    for stressed in STRESSED:
+        network, test = stressed.split("_")
+        tests = networks.get(network) or (networks.get("suspect") if network == "defended" else None) or {}
+        if test in tests:
+            scores = tests[test]
+            counts = scores["counts"].get("attack_success_rate")
+            fields[f"{stressed}_success"] = _share(scores["attack_success_rate"])
+            fields[f"{stressed}_success_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+            fields[f"{stressed}_clean"] = _share(scores["clean_accuracy"])
+    return fields
+
+
+def _repair_fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what inspection and audit said, the place of the rung that stays, from 1, and its loss.
+
+    The place is 0 where none stays.
+    """
+    fields: dict[str, Any] = {}
+    if record.get("inspection"):
+        fields["stands_out"] = record["inspection"]["verdict"] == "something stands out"
+        fields["target_place"] = target_place(record)
+    if record.get("audit"):
+        fields["evidence"] = record["audit"]["evidence"]
+    if record.get("ladder"):
+        kept = record["ladder"]["kept"]
+        fields["rung"] = 0 if kept is None else kept + 1
+        fields["judged"] = "" if kept is None else f"{record['ladder']['rungs'][kept]['loss']:.6f}"
+    return fields
+
+
+def target_place(record: Mapping[str, Any]) -> int | str:
+    """Return the true target's best place, from 1, in an inspection's rankings; "" without one target."""
+    attack = record["config"].get("attack") or {}
+    target = attack.get("target_label")
+    if target is None:
+        target = (attack.get("label_map") or {}).get("target_label")
+    places = []
+    for found in record["inspection"]["rankings"].values():
+        classes = [row["target"] for row in found["ranking"] if row["target"] >= 0]  # -1 is untargeted
+        places += [classes.index(target) + 1] if target in classes else []
+    return min(places, default="")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"
+
+
+def _setting(command: str) -> str:
+    """Return the keys that a command sets beside choices of groups, seeds and places."""
+    pairs = [word.split("=", 1) for word in shlex.split(command) if "=" in word]
+    told = [(key, value) for key, value in pairs if "." in key and key.split(".")[0] not in UNTOLD]
+    return " ".join(f"{key}={value}" for key, value in told if value != "null")
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none if there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write(rows: Sequence[Row], file: Path) -> None:
+    """Write rows as CSV."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
