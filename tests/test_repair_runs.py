@@ -27,12 +27,33 @@ def test_unlearning_varies_images_as_the_data_set_says(tmp_path: Path) -> None:
     places = (f"store_dir={tmp_path}", "name=a", "group=b")
     plain, varied = (
         build_parts(composed("defense=unlearn", *places, *more)).defense
-        for more in ((), ("+variation={shift: 1}", "+training.augment={_target_: finepruning.data.Augment}"))
+        for more in (
+            (),
+            ("+repair={augment: {shift: 1}}", "+training.augment={_target_: finepruning.data.Augment}"),
+        )
     )
     assert plain is not None
     assert plain.data.augment is None
     assert varied is not None
     assert [step.rows for step in varied.data.augment] == [0, 1]  # the data set's own, then this
+
+
+def test_a_data_set_says_what_makes_images_harder_to_decide_with(tmp_path: Path) -> None:
+    places = (f"store_dir={tmp_path}", "name=a", "group=b", "defense=auto")
+    plain = build_parts(composed(*places)).defense
+    harder = build_parts(composed(*places, "+repair={harder: {gain: 0.5}}")).defense
+    assert plain is not None
+    assert plain.harder is None
+    assert harder is not None
+    assert (harder.harder.gain, harder.copies) == (0.5, 4)
+
+
+def test_a_rung_is_judged_on_harder_copies_too(quick_run: RunHere) -> None:
+    options = ("defense=auto", *FAST, *UNLEARN, "defense.ladder=[{weight: 0.1}]", "defense.max_drop=1")
+    alone = quick_run(*options)["ladder"]["rungs"][0]
+    copied = quick_run(*options, "defense.deciding={copies: 2, augment: {gain: 1.0}}")["ladder"]["rungs"][0]
+    assert (alone["copies"], copied["copies"]) == (1, 3)
+    assert copied["total"] == 3 * alone["total"]
 
 
 def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_path: Path) -> None:
