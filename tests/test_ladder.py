@@ -1,0 +1,165 @@
+"""Ladder, audit and the page about them, without Lightning."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from finepruning.metrics import Rate
+from finepruning.repair import (
+    PairedLoss,
+    check_accuracy,
+    check_copies,
+    check_max_drop,
+    check_max_success,
+    climb,
+    correct_copies,
+    missing_classes,
+    paired_loss,
+    rankings_record,
+    verdict,
+    why_none,
+)
+from finepruning.repair.report import page, picture, write_pictures
+from tests.test_inversion import NAMES, ByMeans, rankings, trigger, two_classes
+
+
+def test_a_paired_loss_counts_only_images_on_which_the_networks_differ() -> None:
+    before = torch.tensor([True] * 90 + [False] * 10)
+    after = torch.tensor([True] * 85 + [False] * 13 + [True] * 2)
+    loss = paired_loss(before, after)
+    assert loss == PairedLoss(5, 2, 100)
+    assert loss.value == pytest.approx(0.03)
+    # (3 +- 1.96 sqrt(5 + 2 + 1 - 9 / 102)) / 102
+    assert loss.interval == pytest.approx((-0.02465, 0.08347), abs=1e-4)
+    assert loss.inside(0.03)
+    assert not loss.inside(0.029)
+
+
+def test_copies_of_an_image_count_as_one_image_in_the_interval() -> None:
+    before = torch.ones(4, 50, dtype=torch.bool)
+    after = before.clone()
+    after[:, :2] = False  # two images are lost in all four copies
+    after[0, 2] = False  # one in one of them
+    loss = paired_loss(before, after)
+    assert (loss.lost, loss.gained, loss.total) == (9, 0, 200)
+    assert loss.value == pytest.approx(9 / 200)
+    # 9 / 4 of 50 images, squares 1 + 1 + 1 / 16: (2.25 +- 1.96 sqrt(2.0625 + 1 - 2.25^2 / 52)) / 52
+    assert loss.interval == pytest.approx((-0.02163, 0.10817), abs=1e-4)
+    one = paired_loss(before[:1], after[:1])
+    assert one.interval == pytest.approx(paired_loss(before[0], after[0]).interval)
+
+
+class Darker(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images * torch.rand(len(images), 1, 1, 1)
+
+
+def test_every_network_is_judged_on_the_same_copies() -> None:
+    images, labels = two_classes()
+    seen: list[Tensor] = []
+
+    class Sees(ByMeans):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    for _ in range(2):
+        right = correct_copies(Sees(), lambda: [(images, labels)], Darker(), 2, seed=3)
+        torch.rand(1)
+    assert right.shape == (3, 12)
+    assert torch.equal(seen[0], images)
+    assert torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
+    assert not torch.equal(seen[1], seen[2])
+    assert correct_copies(Sees(), lambda: [(images, labels)], None, 2, seed=3).shape == (1, 12)
+
+
+def walk(lost: list[int], max_drop: float, enough: set[int] = frozenset()) -> tuple[list[int], int | None]:
+    tried: list[int] = []
+
+    def attempt(rung: int) -> PairedLoss:
+        tried.append(rung)
+        return PairedLoss(lost[rung], 0, 100)
+
+    _, kept = climb(range(len(lost)), attempt, max_drop, enough.__contains__ if enough else None)
+    return tried, kept
+
+
+def test_the_rung_that_broke_the_limit_is_undone() -> None:
+    assert walk([0, 1, 2, 0], 0.01) == ([0, 1, 2], 1)
+    assert walk([0, 1, 1], 0.01) == ([0, 1, 2], 2)
+
+
+def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
+    assert walk([2, 0], 0.01) == ([0], None)
+    assert "a budget of 0: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.0)
+    assert "max_drop=0.01: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.01)
+
+
+def test_a_budget_of_0_keeps_a_rung_that_loses_nothing() -> None:
+    assert walk([0, 1], 0.0) == ([0, 1], 0)
+
+
+def test_the_walk_ends_early_where_a_rung_is_enough() -> None:
+    assert walk([0, 0, 0], 0.01, {1}) == ([0, 1], 1)
+    assert walk([0, 2, 0], 0.01, {1}) == ([0, 1], 0)
+
+
+def test_limits_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_drop=1\.5 is outside \[0, 1\]"):
+        check_max_drop(1.5)
+    with pytest.raises(ValueError, match=r"copies=-1 is below 0\. Change defense\.deciding\.copies"):
+        check_copies(-1)
+    with pytest.raises(ValueError, match=r"max_success=0 is outside \(0, 1\]"):
+        check_max_success(0)
+
+
+def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
+    old = [(trigger(1, 1.0), Rate(5, 100))]
+    sound = verdict([], old, NAMES, 0.2)
+    fresh = verdict(["Class 'one' stands out."], old, NAMES, 0.2)
+    stale = verdict([], [(trigger(1, 1.0), Rate(20, 100))], NAMES, 0.2)
+    assert sound["verdict"] == "no evidence of a backdoor left under these tests"
+    assert "at most 5.0 %" in sound["reasons"][0]
+    assert "no trigger had been found in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
+    assert fresh["verdict"] == stale["verdict"] == "evidence remains"
+    assert fresh["reasons"] == ["Class 'one' stands out."]
+    assert "still sends 20 of 100 images to 'one'" in stale["reasons"][0]
+    assert not [text for said in (sound, fresh, stale) for text in said["reasons"] if "is clean" in text]
+
+
+def test_a_network_near_chance_is_refused_with_the_likely_reason() -> None:
+    check_accuracy(Rate(13, 100), 43)
+    with pytest.raises(
+        ValueError, match=r"12 of 100 .* near chance \(2\.3%\).*scaled wrongly.*another order"
+    ):
+        check_accuracy(Rate(12, 100), 43)
+    with pytest.raises(ValueError, match="near chance"):
+        check_accuracy(Rate(0, 0), 43)
+
+
+def test_classes_without_a_clean_image_are_named() -> None:
+    assert missing_classes(torch.tensor([0, 2, 2]), 4) == [1, 3]
+
+
+def test_the_page_shows_rankings_pictures_rungs_and_verdict(tmp_path: object) -> None:
+    found = rankings(1.0, 2.5, 3.0)
+    plain = rankings_record(found, {family: [Rate(9, 10)] * 3 for family in found})
+    files = write_pictures(found, tmp_path)
+    assert all((tmp_path / name).exists() for names in files.values() for name in names)
+    assert picture(found["mask"][0]).shape == (1, 96, 96)
+    inspection = {"rankings": plain, "reasons": ["Something."], "remarks": ["A remark."]}
+    rung = {"options": {"weight": 0.1}, "loss": 0.01, "interval": [0.0, 0.02], "inside": True, "audit": None}
+    rung |= {"lost": 2, "gained": 1, "total": 100}
+    ladder = {"max_drop": 0.01, "kept": 0, "rungs": [rung], "reason": None}
+    norms = [{"family": "mask", "target": 0, "suspect": 1.0, "repaired": None}]
+    audit = verdict([], [], NAMES, 0.2) | {"norms": norms}
+    text = page("run", NAMES, inspection, files, ladder, audit)
+    for piece in (
+        "**No evidence of a backdoor left under these tests.**",
+        "| zero | 1.00 | 90.0 | ![mask-0.png](mask-0.png) ![mask-0-opacity.png](mask-0-opacity.png) |",
+        "Runner-up over smallest: 2.50; median 2.50",
+        "| weight 0.1 | 1.00 [0.00, 2.00] | 2, 1, 100 | kept |",
+        "| mask | zero | 1.00 | not found |",
+        "A remark.",
+    ):
+        assert piece in text

@@ -1,0 +1,87 @@
+"""Unlearning: the pool of perturbations and the losses, by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from finepruning.repair import (
+    UNTARGETED,
+)
+from finepruning.repair.unlearning import (
+    attack_loss,
+    distillation,
+    perturb,
+    pool_goals,
+    pool_radii,
+    push,
+    random_patterns,
+    unlearning_loss,
+)
+
+
+@given(st.floats(0.1, 5), st.floats(0.01, 4), st.integers(0, 1000))
+def test_perturbations_never_leave_their_balls(radius: float, step: float, seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    radii = torch.full((3,), radius)
+    patterns = random_patterns(radii, (1, 4, 4), chance)
+    assert torch.allclose(patterns.flatten(1).norm(dim=1), radii, rtol=1e-4)
+    moved = push(patterns, torch.randn(3, 1, 4, 4, generator=chance), radii, step)
+    assert (moved.flatten(1).norm(dim=1) <= radii * (1 + 1e-4)).all()
+
+
+def test_a_push_goes_down_the_gradient_by_its_share_of_the_radius() -> None:
+    gradient = torch.zeros(2, 1, 2, 2)
+    gradient[0, 0, 0, 0] = 7.0
+    gradient[1] = torch.nan
+    moved = push(torch.zeros(2, 1, 2, 2), gradient, torch.tensor([2.0, 2.0]), 0.25)
+    assert moved[0, 0, 0, 0] == pytest.approx(-0.5)
+    assert moved.abs().sum() == pytest.approx(0.5)
+
+
+def test_goals_take_turns_and_each_has_small_and_large_radii() -> None:
+    goals = pool_goals(6, [4, 7], True)
+    assert goals.tolist() == [4, 7, UNTARGETED, 4, 7, UNTARGETED]
+    assert pool_radii(goals, 1.0, 3.0).tolist() == [1.0, 1.0, 1.0, 3.0, 3.0, 3.0]
+    assert pool_radii(torch.tensor([4]), 1.0, 3.0).tolist() == [2.0]
+
+
+def test_a_pool_without_a_goal_or_too_small_for_its_goals_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no goal: .* defense\.tuning\.untargeted=false"):
+        pool_goals(8, [], False)
+    with pytest.raises(ValueError, match=r"2 perturbations cannot have 4 goals"):
+        pool_goals(2, [1, 2, 3], True)
+
+
+def test_a_perturbed_image_stays_in_range() -> None:
+    images = perturb(torch.rand(4, 1, 4, 4), torch.stack([torch.ones(1, 4, 4), -torch.ones(1, 4, 4)]),
+                     torch.tensor([0, 1, 0, 1]))  # fmt: skip
+    assert images[:, 0, 0, 0].tolist() == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_what_the_perturbations_want_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)], [0.0, math.log(3)]])
+    labels, goals = torch.tensor([1, 1, 0]), torch.tensor([0, UNTARGETED, 0])
+    # image 0: -log(1/4); image 1: log(3/4); image 2 is of its goal's class already
+    assert attack_loss(logits, labels, goals) == pytest.approx(math.log(4) + math.log(0.75))
+
+
+def test_the_loss_is_the_sum_of_its_four_terms() -> None:
+    clean, perturbed, teacher = (
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(n)) for n in range(3)
+    )
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    soft = functional.softmax(teacher / 2, -1)
+    cross = [functional.cross_entropy(logits, labels) for logits in (clean, perturbed)]
+    spread = [
+        4 * (soft * (soft.log() - functional.log_softmax(logits / 2, -1))).sum(-1).mean()
+        for logits in (clean, perturbed)
+    ]
+    expected = cross[0] + spread[0] + 0.1 * (cross[1] + spread[1])
+    assert unlearning_loss(clean, perturbed, teacher, labels, 0.1) == pytest.approx(float(expected), rel=1e-5)
+    assert distillation(teacher, teacher, 2.0) == pytest.approx(0.0, abs=1e-6)
+    alone = unlearning_loss(clean, perturbed, teacher, labels, 0.0, imitation=0.0)
+    assert alone == pytest.approx(float(cross[0]))
