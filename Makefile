@@ -25,7 +25,7 @@ dashboard: setup ## Build RUNS/dashboard.html from the records in RUNS
 	$(BIN)/python -m finepruning.dashboard $(RUNS)
 
 test: setup ## Run the tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-all: setup ## Run all tests, the slow ones too
 	$(BIN)/pytest

@@ -1,6 +1,10 @@
 """What the tests share: real data, and runs through Hydra without a new process."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers share the cores
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
