@@ -235,7 +235,7 @@ class Repairs:
 
     def _right(self, network: nn.Module) -> Tensor:
         """Return which validation images, and which harder copies of them, a network gets right."""
-        defense, seed = self.defense, self.options["tuning"]["seed"]
+        defense, seed = self.defense, self.options["tuning"].get("seed", 0)
         network.to(self.device)
         return correct_copies(network, self._validation, defense.harder, defense.copies, seed)
 
