@@ -190,22 +190,24 @@ def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious(
     module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4)
     goals = []
     for suspicious in ([], [3], [3, 5]):
-        module.aim_at(suspicious, None)
+        module.aim_at(suspicious, {}, None)
         goals.append(sorted(set(module.goals.tolist())))
     assert goals == [[-1], [3], [-1, 3, 5]]
     targeted = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4, untargeted=False)
     with pytest.raises(ValueError, match=r"no class is suspicious, and defense\.tuning\.untargeted=false"):
-        targeted.aim_at([], 1.0)
+        targeted.aim_at([], {}, 1.0)
 
 
-def test_the_pool_is_as_large_as_the_triggers_that_were_found() -> None:
+def test_perturbations_are_as_large_as_the_triggers_that_were_found() -> None:
     network = DigitsCNN((1, 8, 8), 10, [0.5], [0.25], width=1)
-    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=3, radii=(0.5, 1.0))
-    module.aim_at([3], 4.0)
-    assert module.radii.tolist() == [2.0, 3.0, 4.0]
-    assert module.patterns.flatten(1).norm(dim=1).tolist() == pytest.approx([2.0, 3.0, 4.0])
-    module.aim_at([3], None)  # nothing was found: in units of a pixel's range
-    assert module.radii.tolist() == [0.5, 0.75, 1.0]
+    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=6, radii=(1.0, 2.0))
+    module.aim_at([3, 5], {3: 1.5, 5: 3.0, -1: None}, 4.0)
+    assert module.goals.tolist() == [3, 5, -1, 3, 5, -1]
+    # 1 and 2 times 1.5; 3 and 6, but at most the median; the median where none was found
+    assert module.radii.tolist() == [1.5, 3.0, 4.0, 3.0, 4.0, 4.0]
+    assert module.patterns.flatten(1).norm(dim=1).tolist() == pytest.approx([1.5, 3.0, 4.0, 3.0, 4.0, 4.0])
+    module.aim_at([3], {3: None}, None)  # nothing was found at all: in units of a pixel's range
+    assert module.radii.tolist() == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
 
 
 def test_few_images_are_learned_from_often_enough() -> None:

@@ -1,7 +1,7 @@
 """A network that unlearns its backdoor on clean images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
         imitation: Factor of the distillation from the suspect, at least 0.
         temperature: Of the distillation, above 0.
         perturbations: Size of the pool, at least 1.
-        radii: Smallest and largest L2 norm of the perturbations, above 0, as shares of the median norm of
-            the smallest triggers that were found; until the pool is aimed, in units of a pixel's range.
+        radii: Smallest and largest L2 norm of the perturbations, above 0, in units of the smallest trigger
+            that was found for their goal; until the pool is aimed, in units of a pixel's range.
         step: How far a batch pushes them, as a share of their radius, above 0.
         restarts: Perturbations that start anew in each epoch, at least 0.
         untargeted: Whether a part of the pool only leads away from the true class, which costs more accuracy;
@@ -61,7 +61,7 @@ class UnlearnedClassifier(FinePrunedClassifier):
         imitation: float = 1.0,
         temperature: float = 2.0,
         perturbations: int = 8,
-        radii: Sequence[float] = (0.5, 1.0),
+        radii: Sequence[float] = (1.0, 2.0),
         step: float = 0.25,
         restarts: int = 2,
         untargeted: bool | None = None,
@@ -81,23 +81,25 @@ class UnlearnedClassifier(FinePrunedClassifier):
                 "1 or more."
             )
         self.image_shape = list(image_shape)
-        self._fill(pool_goals(perturbations, [], True), 1.0)  # until it is aimed
+        self._fill(pool_goals(perturbations, [], True), {}, None)  # until it is aimed
 
-    def aim_at(self, classes: Sequence[int], median: float | None) -> None:
+    def aim_at(self, classes: Sequence[int], norms: Mapping[int, float | None], median: float | None) -> None:
         """Point the pool at suspicious classes, and, where that is wanted, away from the true one.
 
         Args:
             classes: Suspicious ones.
-            median: L2 norm of the smallest triggers, the unit of ``radii``; None if none was found: 1.
+            norms: L2 norm of the smallest trigger that was found for a goal: the unit of its radii.
+            median: Of these norms over all classes: the unit where none was found, and the largest radius.
         """
         options = self.hparams
         untargeted = len(classes) != 1 if options["untargeted"] is None else options["untargeted"]
-        self._fill(pool_goals(options["perturbations"], classes, untargeted), median or 1.0)
+        self._fill(pool_goals(options["perturbations"], classes, untargeted), norms, median)
 
-    def _fill(self, goals: Tensor, unit: float) -> None:
-        smallest, largest = self.hparams["radii"]
+    def _fill(self, goals: Tensor, norms: Mapping[int, float | None], median: float | None) -> None:
+        units = torch.tensor([norms.get(goal) or median or 1.0 for goal in goals.tolist()])
+        radii = pool_radii(goals, *self.hparams["radii"]) * units
         self.register_buffer("goals", goals)
-        self.register_buffer("radii", pool_radii(goals, unit * smallest, unit * largest))
+        self.register_buffer("radii", radii if median is None else radii.clamp(max=median))
         self.register_buffer("patterns", random_patterns(self.radii, self.image_shape, self._chance(0)))
 
     def setup(self, stage: str) -> None:

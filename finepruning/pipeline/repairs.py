@@ -90,10 +90,11 @@ class Repairs:
     def aim(self, inspected: Stage) -> None:
         """Tell the modules that unlearn what is suspicious."""
         found = inspected.about["result"]
-        median = found["rankings"]["additive"]["median"]
+        additive = found["rankings"]["additive"]
+        norms = {row["target"]: row["norm"] for row in additive["ranking"]}
         for tuning in (self.defense, *self.defense.ladder):
             if isinstance(tuning.module, UnlearnedClassifier):
-                tuning.module.aim_at(found["suspicious"], median)
+                tuning.module.aim_at(found["suspicious"], norms, additive["median"])
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
