@@ -92,7 +92,10 @@ def test_the_rung_that_broke_the_limit_is_undone() -> None:
 def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
     assert walk([2, 0], 0.01) == ([0], None)
     assert "a budget of 0: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.0)
-    assert "max_drop=0.01: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.01)
+    assert "max_drop=0.01: the weakest loses 2 of 100 validation images. " in why_none(
+        [PairedLoss(2, 0, 100)], 0.01
+    )
+    assert "9 of 200 validation images and copies of them" in why_none([PairedLoss(9, 0, 200, 4, 2.1)], 0.01)
 
 
 def test_a_budget_of_0_keeps_a_rung_that_loses_nothing() -> None:

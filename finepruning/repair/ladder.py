@@ -136,7 +136,8 @@ def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     """Say why the suspect stays as it is."""
     lost = losses[0].lost - losses[0].gained
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
+    images = "validation images" + (" and copies of them" if losses[0].copies > 1 else "")
     return (
-        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. "
+        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} {images}. "
         "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
     )
