@@ -100,6 +100,24 @@ def test_a_matrix_never_takes_settings_for_seeds() -> None:
     ]
 
 
+def test_every_rung_that_was_scored_is_a_row_with_its_own_audit() -> None:
+    weak, strong = record(1, "auto", 196, 70), record(1, "auto", 180, 5)
+    walked = [
+        {"options": {"weight": 0.03}, "loss": 0.004, "audit": {"evidence": True}},
+        {"options": {"tuner": "sau", "weight": 0.2}, "loss": 0.02, "audit": {"evidence": False}},
+    ]
+    run = strong | {
+        "ladder": {"kept": 1, "rungs": walked},
+        "audit": {"evidence": False},
+        "stress": {"rungs": [each["scores"]["defended"] for each in (weak, strong)]},
+    }
+    lines = table(rows_of([run]), ["setting", "judged", "cost", "success", "evidence", "rungs"]).splitlines()
+    assert lines[2:] == [
+        "| `attack.poison_rate=0.05 tuner=sau weight=0.2` | 2.0 | 9.0 | 5.0 [2.2, 11.2] | 0 of 1 | 2 |",
+        "| `attack.poison_rate=0.05 weight=0.03` | 0.4 | 1.0 | 70.0 [60.4, 78.1] | 1 of 1 | 1 |",
+    ]
+
+
 def test_rows_of_another_machine_stay_beside_new_ones(tmp_path: Path) -> None:
     file = tmp_path / "some.csv"
     write(rows_of([record(10, "finetune", 190, 40), record(9, "finetune", 190, 50)]), file)

@@ -46,8 +46,13 @@ Row = Mapping[str, Any]
 
 
 def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row for each finished record, by dataset, attack, defense, setting and seed."""
-    return _sorted([_row(record) for record in found if record["status"] == "finished"])
+    """Return one row for each finished record, by dataset, attack, defense, setting and seed.
+
+    A record whose rungs were all scored (``stress=rungs``) has a row for each, with the rung's options in its
+    setting.
+    """
+    finished = [record for record in found if record["status"] == "finished"]
+    return _sorted([row for record in finished for row in _rung_rows(record) or [_row(record)]])
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
@@ -72,11 +77,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {name: record[name] for name in ("dataset", "model", "attack", "defense", "seed")}
     row["setting"] = _setting(record["command"])
     for network in NETWORKS:
-        scores = record["scores"][network]
-        for score in SCORES:
-            counts = scores["counts"].get(score)
-            row[f"{network}_{score}"] = _share(scores[score])
-            row[f"{network}_{score}_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+        row |= _score_fields(network, record["scores"][network])
     row |= _stress_fields(record) | _repair_fields(record)
     row["channels_pruned"] = sum(step["pruned"] for step in record["pruning"]) if record["pruning"] else ""
     seconds = [value for name, value in record["seconds"].items() if name not in UNCOUNTED]
@@ -85,6 +86,33 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": f"{sum(seconds):.0f}",
         "commit": (record["commit"] or "")[:7],
     }
+
+
+def _score_fields(network: str, scores: Mapping[str, Any]) -> dict[str, str]:
+    fields = {}
+    for score in SCORES:
+        counts = scores["counts"].get(score)
+        fields[f"{network}_{score}"] = _share(scores[score])
+        fields[f"{network}_{score}_counts"] = f"{counts['hits']}/{counts['total']}" if counts else ""
+    return fields
+
+
+def _rung_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each rung that the referee scored, with the audit and the judged loss of that rung."""
+    scored = (record.get("stress") or {}).get("rungs") or []
+    walked = record["ladder"]["rungs"] if scored else []
+    rows = []
+    for place, (rung, scores) in enumerate(zip(walked, scored, strict=True), start=1):
+        row = _row(record)
+        options = " ".join(f"{key}={value}" for key, value in rung["options"].items())
+        row |= _score_fields("defended", scores) | {
+            "setting": f"{row['setting']} {options}".strip(),
+            "evidence": rung["audit"]["evidence"],
+            "rung": place,
+            "judged": f"{rung['loss']:.6f}",
+        }
+        rows.append(row)
+    return rows
 
 
 def _stress_fields(record: Mapping[str, Any]) -> dict[str, Any]:
