@@ -54,6 +54,12 @@ def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     return found, problems
 
 
+def scored_rungs(record: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return a ladder's rungs, each with its true scores; none unless all were scored (``stress=rungs``)."""
+    scored = (record.get("stress") or {}).get("rungs") or []
+    return list(zip(record["ladder"]["rungs"], scored, strict=True)) if scored else []
+
+
 def environment() -> dict[str, Any]:
     """Return where a run happens: commit, versions, hardware."""
     import torch  # here, so that reading records never loads it

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from scipy import stats
 
+from finepruning.record import scored_rungs
+
 Record = Mapping[str, Any]
 
 LEFT = 0.10  # attack success from which a backdoor is left
@@ -43,10 +45,7 @@ def rungs(runs: Sequence[Record]) -> list[Rung]:
     """Return the rungs that were audited and scored (``stress.rungs=true``); none of a dead attack."""
     found = []
     for run in runs:
-        scored = (run.get("stress") or {}).get("rungs") or []
-        if run["dead"] or not scored:
-            continue
-        for walked, scores in zip(run["ladder"]["rungs"], scored, strict=True):
+        for walked, scores in [] if run["dead"] else scored_rungs(run):
             success = scores["attack_success_rate"]
             found.append(
                 Rung(run["dataset"], run["attack"], walked["audit"], success or 0.0, success is None)

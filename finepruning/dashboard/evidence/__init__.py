@@ -4,7 +4,8 @@
 records in ``RUNS`` (default ``runs/NAME``) and fills every table of that name in the pages and the README;
 without a name it fills all tables from the CSV files that are there. ``--add`` keeps the rows of runs that
 lie elsewhere. A table stands between ``<!-- table NAME: COLUMN ... -->`` and ``<!-- end -->``;
-``dataset=mnist`` among the columns keeps only such rows. ``<!-- matrix NAME: DEFENSE ... -->`` has a column
+``dataset=mnist`` among the columns keeps only such rows. A run under
+``stress=rungs`` has a row for each rung. ``<!-- matrix NAME: DEFENSE ... -->`` has a column
 for each defense instead.
 """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruning.dashboard.seeds import attack_order, defense_order
+from finepruning.record import scored_rungs
 
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
@@ -99,20 +100,20 @@ def _score_fields(network: str, scores: Mapping[str, Any]) -> dict[str, str]:
 
 def _rung_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each rung that the referee scored, with the audit and the judged loss of that rung."""
-    scored = (record.get("stress") or {}).get("rungs") or []
-    walked = record["ladder"]["rungs"] if scored else []
-    rows = []
-    for place, (rung, scores) in enumerate(zip(walked, scored, strict=True), start=1):
-        row = _row(record)
-        options = " ".join(f"{key}={value}" for key, value in rung["options"].items())
-        row |= _score_fields("defended", scores) | {
-            "setting": f"{row['setting']} {options}".strip(),
+    row = _row(record)
+    return [
+        row
+        | _score_fields("defended", scores)
+        | {
+            "setting": " ".join(
+                [row["setting"], *(f"{key}={value}" for key, value in rung["options"].items())]
+            ).strip(),
             "evidence": rung["audit"]["evidence"],
             "rung": place,
             "judged": f"{rung['loss']:.6f}",
         }
-        rows.append(row)
-    return rows
+        for place, (rung, scores) in enumerate(scored_rungs(record), start=1)
+    ]
 
 
 def _stress_fields(record: Mapping[str, Any]) -> dict[str, Any]:
