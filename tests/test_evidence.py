@@ -55,6 +55,12 @@ def test_a_failed_run_is_no_row_and_a_dead_attack_is_told_and_not_averaged() -> 
     assert "| 1, 2 (1 dead) | 90.0 |" in table(rows, ["seeds", "success"])
 
 
+def test_a_gain_too_small_to_show_has_no_sign() -> None:
+    run = record(1, "finetune", 198, 40)
+    run["scores"]["defended"]["clean_accuracy"] += 1e-5
+    assert "| 0.0 |" in table(rows_of([run]), ["cost"])
+
+
 def test_the_price_of_an_attack_is_against_the_clean_network_on_the_same_data() -> None:
     clean = record(1, "none", 200, 0, attack="none")
     clean["scores"]["suspect"]["clean_accuracy"] = 1.0

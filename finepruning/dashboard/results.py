@@ -168,7 +168,7 @@ def percent(values: Spread | None, pattern: str = "{mean} ± {half}", nothing: s
     """Return mean and interval in percent; the mean alone where one seed has no interval."""
     if values is None:
         return nothing
-    mean = f"{100 * values.mean:.1f}"
+    mean = f"{100 * values.mean:z.1f}"  # z: no -0.0
     return (
         mean
         if values.half is None

@@ -106,7 +106,7 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
         return percent(_over_seeds(alive, "judged"), nothing="")
     if column == "price":
         baseline, own = baselines.get(first["dataset"]), _over_seeds(alive, "suspect_clean_accuracy")
-        return "" if baseline is None or own is None else f"{100 * (baseline.mean - own.mean):.2f}"
+        return "" if baseline is None or own is None else f"{100 * (baseline.mean - own.mean):z.2f}"
     if column in STRESS_COLUMNS:
         return percent(_over_seeds(alive, f"{STRESS_COLUMNS[column]}_success"), nothing="")
     network, _, score = column.rpartition("_") if column.startswith("suspect_") else ("defended", "", column)
