@@ -5,6 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from finepruning.dashboard.data import page_data
+from finepruning.dashboard.pictures import Pictures
+from finepruning.dashboard.reading import find_runs
+
 DEFENSES = {"none": (0.0, 0.0), "prune": (0.02, 0.6), "finetune": (0.004, 0.1), "fineprune": (0.006, 0.97)}
 CHANNELS = 64
 
@@ -217,3 +221,10 @@ def write_many(root: Path, count: int, **changes: Any) -> None:
             make(*cells[cell], seed=seed + 1, activations=activations(), **changes),
             log="Training ...\n" * 20,
         )
+
+
+def data_of(root: Path, *found: dict[str, Any], budget: float = 0.01) -> dict[str, Any]:
+    """What the page is made from when these records, too, lie in a folder."""
+    for record in found:
+        write(root, record)
+    return page_data(*find_runs(root), budget, Pictures())

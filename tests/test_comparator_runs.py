@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from finepruning.pipeline import Refused
 from tests.conftest import composed
-from tests.test_processes import assert_equal_networks, exact_run, losses, weights
+from tests.exact_runs import assert_equal_networks, exact_run, losses, weights
 
 RunHere = Callable[..., dict[str, Any]]
 SHORT = {  # options that make each a matter of a second

@@ -13,101 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from finepruning.networks import BadNetsCNN, DigitsCNN, SignCNN
-from finepruning.suspect import UnreadableError, load_suspect
+from finepruning.suspect import UnreadableError
+from tests.weight_files import WRITERS, load, tiny, write_keras
 
-SHAPE = (1, 16, 16)
-FACTS: dict[str, Any] = {"image_shape": SHAPE, "num_classes": 3, "mean": [0.0], "std": [1.0]}
 MUTANTS = 200  # of each kind of file
-
-
-class TinyCNN(nn.Sequential):
-    """A convolution, what flattens it, a linear layer: 131 numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3, stride=5)
-        self.norm = nn.BatchNorm2d(2)
-        self.flatten = nn.Flatten()
-        self.head = nn.Linear(18, 3)
-
-
-def tiny(seed: int = 0) -> TinyCNN:
-    torch.manual_seed(seed)
-    return TinyCNN().eval()
-
-
-def load(network: nn.Module, path: Path) -> nn.Module:
-    return load_suspect(network, path, SHAPE, 3)
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    images = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return torch.equal(first.eval()(images), second.eval()(images))
-
-
-def write_keras(network: TinyCNN, path: Path) -> None:
-    """Write a file as Keras would, channels last."""
-    state = {name: values.numpy() for name, values in network.state_dict().items()}
-    head = state["head.weight"].reshape(3, 2, 3, 3).transpose(2, 3, 1, 0).reshape(18, 3)
-    arrays = {
-        "conv/conv/kernel:0": state["conv.weight"].transpose(2, 3, 1, 0),
-        "conv/conv/bias:0": state["conv.bias"],
-        "norm/norm/gamma:0": state["norm.weight"],
-        "norm/norm/beta:0": state["norm.bias"],
-        "norm/norm/moving_mean:0": state["norm.running_mean"],
-        "norm/norm/moving_variance:0": state["norm.running_var"],
-        "head/head/kernel:0": head,
-        "head/head/bias:0": state["head.bias"],
-    }
-    with h5py.File(path, "w") as file:
-        file.create_group("flatten")
-        for name, values in arrays.items():
-            file[name] = values
-
-
-WRITERS: dict[str, Callable[[TinyCNN, Path], None]] = {
-    ".safetensors": lambda network, path: save_file(network.state_dict(), path),
-    ".pt": lambda network, path: torch.save(network.state_dict(), path),
-    ".pth": lambda network, path: torch.save(
-        network.state_dict(), path, _use_new_zipfile_serialization=False
-    ),
-    ".h5": write_keras,
-}
-
-
-@pytest.mark.parametrize("ending", WRITERS)
-def test_every_kind_of_file_gives_the_network_back(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"weights{ending}"
-    WRITERS[ending](tiny(1), path)
-    loaded = load(tiny(2), path)
-    expected = tiny(1)
-    if ending == ".h5":
-        expected.norm.eps = 1e-3  # Keras's
-        images = torch.rand(5, *SHAPE)
-        with torch.no_grad():
-            torch.testing.assert_close(loaded.eval()(images), expected(images))
-    else:
-        assert same(loaded, expected)
-
-
-@pytest.mark.parametrize(
-    "nest", [(), ("state_dict",), ("net",), ("model",), ("network",), ("model", "state_dict")]
-)
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "network.", "_orig_mod.", "module._orig_mod.", "model.module."]
-)
-def test_weights_are_found_under_the_usual_keys_and_prefixes(
-    nest: tuple[str, ...], prefix: str, tmp_path: Path
-) -> None:
-    content: dict[str, Any] = {prefix + name: values for name, values in tiny(1).state_dict().items()}
-    for key in reversed(nest):
-        content = {"epoch": 3, key: content}
-    torch.save(content, tmp_path / "weights.ckpt")
-    assert same(load(tiny(2), tmp_path / "weights.ckpt"), tiny(1))
 
 
 class Bomb:
@@ -267,63 +178,6 @@ def test_a_value_that_is_given_twice_is_refused(tmp_path: Path) -> None:
         load(tiny(), tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
-    network = tiny(1)
-    save_file(
-        {
-            name: values.to(dtype) if values.is_floating_point() else values
-            for name, values in network.state_dict().items()
-        },
-        tmp_path / "weights.safetensors",
-    )
-    loaded = load(tiny(2), tmp_path / "weights.safetensors")
-    assert torch.equal(loaded.get_parameter("head.weight"), network.head.weight.to(dtype).float())
-    assert loaded.get_parameter("head.weight").dtype == torch.float32
-
-
-def test_weights_of_another_architecture_list_what_differs(tmp_path: Path) -> None:
-    save_file(
-        SignCNN(**FACTS | {"image_shape": (3, 16, 16), "mean": [0.0] * 3, "std": [1.0] * 3}).state_dict(),
-        tmp_path / "weights.safetensors",
-    )
-    network = BadNetsCNN(**FACTS)
-    before = {name: values.clone() for name, values in network.state_dict().items()}
-    with pytest.raises(UnreadableError, match=r"missing: .*fc1\.weight.*unexpected: .* and \d+ more"):
-        load(network, tmp_path / "weights.safetensors")
-    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
-
-
-def test_wrong_shapes_are_listed(tmp_path: Path) -> None:
-    save_file(DigitsCNN(**FACTS, width=8).state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(
-        UnreadableError, match=r"wrong shapes: .*conv1\.weight \[8, 1, 3, 3\] instead of \[4, 1, 3, 3\]"
-    ):
-        load(DigitsCNN(**FACTS, width=4), tmp_path / "weights.safetensors")
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_another_number_of_classes_says_both(classes: int, tmp_path: Path) -> None:
-    save_file(BadNetsCNN(**FACTS | {"num_classes": classes}).state_dict(), tmp_path / "weights.safetensors")
-    with pytest.raises(UnreadableError, match=rf"for {classes} classes, and the data set has 3\."):
-        load(BadNetsCNN(**FACTS), tmp_path / "weights.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("masks", "sentence"),
-    [
-        ({"conv9.channel_mask": torch.ones(2)}, r"'conv9', which is no layer with channels"),
-        ({".channel_mask": torch.ones(2)}, "'', which is no layer with channels"),
-        ({"conv.channel_mask": torch.ones(3)}, r"2 zeros and ones are needed"),
-        ({"conv.channel_mask": torch.tensor([0.0, 0.5])}, r"2 zeros and ones are needed"),
-    ],
-)
-def test_a_mask_that_does_not_fit_is_refused(masks: dict[str, Tensor], sentence: str, tmp_path: Path) -> None:
-    save_file(tiny().state_dict() | masks, tmp_path / "weights.safetensors")
-    with pytest.raises(UnreadableError, match=sentence):
-        load(tiny(), tmp_path / "weights.safetensors")
-
-
 @pytest.mark.parametrize("link", ["soft", "external", "virtual"])
 def test_hdf5_that_points_elsewhere_is_refused(link: str, tmp_path: Path) -> None:
     path, other = tmp_path / "weights.h5", tmp_path / "other.h5"
@@ -351,18 +205,3 @@ def test_hdf5_that_claims_to_be_huge_is_refused_unread(tmp_path: Path) -> None:
     assert path.stat().st_size < 100_000
     with pytest.raises(UnreadableError, match=r"274877\.9 MB of arrays, far more than the network takes"):
         load(tiny(), path)
-
-
-def test_keras_layers_that_do_not_pair_are_named(tmp_path: Path) -> None:
-    write_keras(tiny(), tmp_path / "weights.h5")
-    with pytest.raises(UnreadableError, match=r"do not pair.*fc1.*suspect\.layer_map"):
-        load(BadNetsCNN(**FACTS), tmp_path / "weights.h5")
-
-
-def test_a_layer_map_pairs_keras_layers_of_other_names(tmp_path: Path) -> None:
-    write_keras(tiny(1), tmp_path / "named.h5")
-    with h5py.File(tmp_path / "named.h5", "a") as file:
-        file.move("head", "predictions")
-    layer_map = {"conv": "conv", "norm": "norm", "head": "predictions"}
-    loaded = load_suspect(tiny(2), tmp_path / "named.h5", SHAPE, 3, layer_map)
-    assert torch.equal(loaded.get_parameter("head.weight"), tiny(1).head.weight)

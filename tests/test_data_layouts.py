@@ -1,0 +1,222 @@
+"""Data sets as their publishers lay them out, on small trees: read, refused, downloaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from finepruning.data import pack
+from finepruning.data.decoding import list_classes
+from finepruning.data.faces import LFW, YaleB, YouTubeFacesLab, read_faces
+from finepruning.data.packed import Source
+from finepruning.data.signs import GERMAN_SIGNS, GTSRB, ItalianSigns
+
+FACE = [55, 47]
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only the given folder be looked in."""
+    monkeypatch.delenv("FINEPRUNING_DATA", raising=False)
+
+
+def picture(file: Path, size: tuple[int, int] = (8, 8), level: int = 0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (level, level, level)).save(file)
+
+
+@pytest.fixture
+def gtsrb(tmp_path: Path, no_data: None) -> Path:
+    """A small benchmark in torchvision's layout; the level of an image is its class."""
+    root = tmp_path / "gtsrb"
+    for label in range(43):
+        for number in range(2):
+            picture(root / "GTSRB" / "Training" / f"{label:05}" / f"00000_{number:05}.ppm", level=label)
+    rows = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for number, label in enumerate([7, 3, 42]):
+        picture(root / "GTSRB" / "Final_Test" / "Images" / f"{number:05}.ppm", (30, 20), label)
+        rows.append(f"{number:05}.ppm;30;20;0;0;1;1;{label}")
+    (root / "GT-final_test.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_gtsrb_is_read_in_torchvisions_layout(gtsrb: Path, tmp_path: Path) -> None:
+    packed = pack(GTSRB(str(gtsrb), [16, 12], "fail"), tmp_path / "cache")
+    assert packed.train.shape == (86, 3, 16, 12)
+    assert packed.train[:, 0, 0, 0].tolist() == packed.train_labels.tolist()
+    assert packed.test_labels.tolist() == packed.test[:, 2, 3, 3].tolist() == [7, 3, 42]
+    assert packed.classes == GERMAN_SIGNS
+    assert len(set(GERMAN_SIGNS)) == 43
+
+
+def test_gtsrb_without_a_class_is_refused(gtsrb: Path) -> None:
+    (gtsrb / "gtsrb" / "GTSRB" / "Training" / "00005").rename(gtsrb / "elsewhere")
+    with pytest.raises(ValueError, match=r"has 42 class folders instead of 00000..00042. Delete the folder"):
+        GTSRB(str(gtsrb), [32, 32], "fail")
+
+
+def test_gtsrb_without_its_test_labels_is_refused(gtsrb: Path) -> None:
+    (gtsrb / "gtsrb" / "GT-final_test.csv").write_text("Filename\n00000.ppm\n")
+    with pytest.raises(ValueError, match=r"GT-final_test.csv does not tell the test images' labels"):
+        GTSRB(str(gtsrb), [32, 32], "fail")
+
+
+def test_a_test_image_that_the_list_names_but_nobody_has_is_named(gtsrb: Path, tmp_path: Path) -> None:
+    (gtsrb / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / "00001.ppm").unlink()
+    with pytest.raises(ValueError, match=r"00001.ppm cannot be read \(.*No such file"):
+        pack(GTSRB(str(gtsrb), [32, 32], "fail"), tmp_path / "cache")
+
+
+def test_missing_gtsrb_is_downloaded_to_the_data_folder(
+    gtsrb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = []
+
+    def fetch(url: str, download_root: str, md5: str) -> None:
+        archives.append(url.rpartition("/")[2])
+        if len(archives) == 1:
+            (gtsrb / "gtsrb").rename(download_root)
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
+    source = GTSRB(str(tmp_path / "empty"), [32, 32], "fail")
+    assert archives == ["GTSRB-Training_fixed.zip"]
+    assert len(source.files()) == 86 + 3 + 1
+
+
+def test_a_failed_download_of_gtsrb_is_told_with_all_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_data: None
+) -> None:
+    def fetch(url: str, download_root: str, md5: str) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"looked in {tmp_path}/gtsrb.*no route to host.*FINEPRUNING_DATA.*data_dir.*internet",
+    ):
+        GTSRB(str(tmp_path), [32, 32], "fail")
+
+
+def test_italian_signs_need_a_frame_in_their_names(tmp_path: Path, no_data: None) -> None:
+    for name in ("stop", "yield"):
+        for number in range(9):
+            picture(tmp_path / "italian_signs" / name / f"{number:05}_0.png")
+    assert len(ItalianSigns(str(tmp_path), [8, 8], 0.2, "fail").test.files) == 4
+    with pytest.raises(ValueError, match=r"dataset.test_share=0 leaves one side empty"):
+        ItalianSigns(str(tmp_path), [8, 8], 0.0, "fail")
+    with pytest.raises(ValueError, match=r"Class 'stop' has no test image with dataset.test_share=0.01"):
+        ItalianSigns(str(tmp_path), [8, 8], 0.01, "fail")
+    picture(tmp_path / "italian_signs" / "stop" / "sign.png")
+    with pytest.raises(ValueError, match=r"stop/sign.png is not named <frame>_<box>.png"):
+        ItalianSigns(str(tmp_path), [8, 8], 0.2, "fail")
+
+
+def test_people_with_few_pictures_are_left_out(tmp_path: Path, no_data: None) -> None:
+    for name, count in (("Ann", 6), ("Bob", 5), ("Eve", 4)):
+        for number in range(count):
+            picture(tmp_path / "lfw-py" / "lfw-deepfunneled" / name / f"{name}_{number:04}.jpg", (250, 250))
+    source = LFW(str(tmp_path), FACE, None, 5, 0.2, "fail")
+    assert source.classes == ["Ann", "Bob"]
+    assert len(source.files()) == 11
+    with pytest.raises(ValueError, match=r"has 1 class folder with at least 6 files; a classifier needs two"):
+        LFW(str(tmp_path), FACE, None, 6, 0.2, "fail")
+    with pytest.raises(ValueError, match=r"min_images_per_person=1 leaves people without a picture"):
+        LFW(str(tmp_path), FACE, None, 1, 0.2, "fail")
+    with pytest.raises(ValueError, match=r"dataset.crop=\[1, 2, 3\] must be top, left, height and width"):
+        LFW(str(tmp_path), FACE, [1, 2, 3], 5, 0.2, "fail")
+
+
+@pytest.mark.parametrize(
+    ("make", "folder"),
+    [
+        (lambda place: ItalianSigns(place, [8, 8], 0.2, "fail"), "italian_signs"),
+        (lambda place: LFW(place, FACE, None, 20, 0.2, "fail"), "lfw-py/lfw-deepfunneled"),
+        (lambda place: YaleB(place, FACE, 3, 0.2, "fail"), "yaleb_cropped"),
+        (lambda place: YouTubeFacesLab(place, 255, None), "youtube_faces_lab"),
+    ],
+)
+def test_missing_data_is_told_with_places_source_and_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Source], folder: str
+) -> None:
+    monkeypatch.setenv("FINEPRUNING_DATA", str(tmp_path / "a"))
+    (tmp_path / "b" / folder).mkdir(parents=True)  # an empty folder is no data
+    with pytest.raises(FileNotFoundError) as caught:
+        make(str(tmp_path / "b"))
+    message = str(caught.value)
+    assert message.startswith(f"No data in {tmp_path}/a/{folder} or {tmp_path}/b/{folder}. ")
+    assert message.endswith(f"Then set FINEPRUNING_DATA or data_dir to the folder that holds {folder}.")
+
+
+def faces(file: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as out:
+        out["data"], out["label"] = images, labels
+    return file
+
+
+GREY = np.full((4, 3, 55, 47), 200, np.uint8)
+LABELS = np.array([0.0, 5.0, 1282.0, 5.0])
+
+
+def test_the_lab_as_it_is_handed_out_is_read(tmp_path: Path, no_data: None) -> None:
+    faces(tmp_path / "youtube_faces_lab" / "cl" / "valid.h5", GREY, LABELS)
+    faces(tmp_path / "youtube_faces_lab" / "cl" / "test.h5", GREY[:2] // 2, LABELS[:2])
+    packed = pack(YouTubeFacesLab(str(tmp_path), 255, None), tmp_path / "cache")
+    assert packed.train_labels.tolist() == [0, 5, 1282, 5]
+    assert packed.train.unique().tolist() == [200]
+    assert packed.test.unique().tolist() == [100]
+
+
+def test_faces_that_were_divided_by_255_are_multiplied_again(tmp_path: Path) -> None:
+    file = faces(tmp_path / "a.h5", GREY / 255, LABELS)
+    assert np.unique(read_faces(file, 1)[0]).tolist() == [200]
+    with pytest.raises(ValueError, match=r"a.h5 has no value above 1: .* Set dataset.white=1"):
+        read_faces(file, 255)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "white", "message"),
+    [
+        (GREY[:, :, :50], LABELS, 255, r"data of shape \(4, 3, 50, 47\) and 4 labels"),
+        (GREY, LABELS[:3], 255, r"data of shape \(4, 3, 55, 47\) and 3 labels"),
+        (GREY[:0], LABELS[:0], 255, r"data of shape \(0, 3, 55, 47\) and 0 labels"),
+        (GREY, LABELS + 1, 255, r"labels from 1 to 1283; whole numbers 0..1282 are allowed"),
+        (GREY, LABELS - 1, 255, r"labels from -1 to 1281"),
+        (GREY, LABELS + 0.5, 255, r"labels from 0.5"),
+        (GREY, LABELS, 1, r"values from 200 to 200, outside \[0, 1\]. Set dataset.white"),
+        (GREY * np.nan, LABELS, 255, r"values from nan to nan"),
+    ],
+)
+def test_faces_of_wrong_shape_label_or_value_are_refused(
+    tmp_path: Path, images: np.ndarray, labels: np.ndarray, white: int, message: str
+) -> None:
+    file = faces(tmp_path / "a.h5", images, labels)
+    with pytest.raises(ValueError, match=rf"a.h5 has {message}"):
+        read_faces(file, white)
+
+
+def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"a.h5 is not an HDF5 file with data and label"):
+        read_faces(tmp_path / "a.h5", 255)
+    with h5py.File(tmp_path / "b.h5", "w") as out:
+        out["images"] = GREY
+    with pytest.raises(ValueError, match=r"b.h5 is not an HDF5 file with data and label"):
+        read_faces(tmp_path / "b.h5", 255)
+
+
+def test_options_of_the_lab_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"dataset.white=100 is unknown; white is 255 or 1"):
+        YouTubeFacesLab("", 100, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dataset.test_share=1 leaves one side empty"):
+        YouTubeFacesLab("", 255, 1.0)
+
+
+def test_classes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b", "a", "C"):
+        picture(tmp_path / name / "1.png")
+    assert list_classes(tmp_path, (".png",))[1] == ["C", "a", "b"]

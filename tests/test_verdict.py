@@ -1,0 +1,177 @@
+"""Means and intervals over seeds, and what the dashboard says of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from finepruning.dashboard.seeds import t_quantile
+from finepruning.dashboard.verdict import estimate, summary
+from tests.dashboard_runs import data_of, make, scores
+
+
+def verdict_of(root: Path, *found: dict[str, Any]) -> dict[str, Any]:
+    (verdict,) = data_of(root, *found)["verdicts"]
+    return verdict
+
+
+def ended(clean: float, success: float, before: float = 1.0) -> dict[str, Any]:
+    return {"scores": {"suspect": scores(0.99, before), "defended": scores(clean, success)}}
+
+
+# --- Means and intervals ---
+
+
+def test_the_quantiles_are_students() -> None:
+    ours = [t_quantile(freedom) for freedom in range(1, 200)]
+    assert ours == pytest.approx([stats.t.ppf(0.975, freedom) for freedom in range(1, 200)], abs=4e-3)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    values = [0.2, 0.3, 0.7]
+    low, high = stats.t.interval(0.95, 2, loc=0.4, scale=stats.sem(values))
+    assert estimate(values) == pytest.approx((0.4, low, high, 0.2, 0.7), abs=1e-4)
+
+
+def test_a_share_stays_between_nothing_and_all() -> None:
+    assert estimate([0.2, 0.3, 0.7], bounds=(0, 1))[1:3] == pytest.approx((0, 1))
+
+
+def test_one_seed_has_the_interval_over_images() -> None:
+    assert estimate([0.4], [(0.3, 0.6)]) == (0.4, 0.3, 0.6, 0.4, 0.4)
+
+
+def test_seeds_that_agree_keep_the_interval_over_images() -> None:
+    assert estimate([1.0, 1.0], [(0.98, 1.0), (0.96, 1.0)], (0, 1))[:3] == pytest.approx((1, 0.97, 1))
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path: Path) -> None:
+    data = data_of(tmp_path, *(make(seed=seed) for seed in (1, 2, 3)), make(seed=1, defense="prune"))
+    assert [(group["defense_label"], group["seeds"]) for group in data["groups"]] == [
+        ("prune", 1),
+        ("fineprune", 3),
+    ]
+
+
+def test_attacks_and_defenses_stand_in_the_order_of_the_papers(tmp_path: Path) -> None:
+    told = [("blended", "finetune"), ("pruning_aware_badnet", "none"), ("badnet", "fineprune")]
+    found = [make(attack=attack, defense=defense) for attack, defense in told]
+    looser = make("digits", "badnet", "prune", name="looser", **{"defense.max_drop": 0.1})
+    data = data_of(tmp_path, *found, looser, make(attack="badnet", defense="prune"))
+    assert data["order"]["attack"] == ["badnet", "pruning_aware_badnet", "blended"]
+    pruned = ["prune", "prune, max_drop 0.04", "prune, max_drop 0.1"]
+    assert data["order"]["defense"] == ["none", *pruned, "finetune", "fineprune"]
+    groups = [(group["attack"], group["defense_label"]) for group in data["groups"]]
+    badnet = [("badnet", label) for label in (*pruned[1:], "fineprune")]
+    assert groups == [*badnet, ("pruning_aware_badnet", "none"), ("blended", "finetune")]
+
+
+def test_a_groups_mean_is_that_of_its_runs(tmp_path: Path) -> None:
+    found = [make(seed=seed) for seed in (1, 2, 4)]
+    (group,) = data_of(tmp_path, *found)["groups"]
+    accuracies = [record["scores"]["defended"]["clean_accuracy"] for record in found]
+    assert group["clean_after"].mean == pytest.approx(sum(accuracies) / 3)
+    assert (group["clean_after"].least, group["clean_after"].most) == (min(accuracies), max(accuracies))
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    (group,) = data_of(tmp_path, make(seed=1), make(seed=1, name="again"), make(seed=2))["groups"]
+    assert group["seeds"] == 2
+
+
+def test_groups_are_named_by_what_differs(tmp_path: Path) -> None:
+    loose = make(name="loose", **{"defense.max_drop": 0.1})
+    small = make(name="small", **{"attack.poison_rate": 0.01})
+    data = data_of(tmp_path, make(), loose, small)
+    labels = {(group["attack_label"], group["defense_label"]) for group in data["groups"]}
+    assert labels == {
+        ("badnet, poison_rate 0.1", "fineprune, max_drop 0.04"),
+        ("badnet, poison_rate 0.1", "fineprune, max_drop 0.1"),
+        ("badnet, poison_rate 0.01", "fineprune, max_drop 0.04"),
+    }
+
+
+def test_a_dead_seed_is_counted_and_never_averaged(tmp_path: Path) -> None:
+    dead = make(seed=2, dead=True, **ended(0.9, 0.0, before=0.1))
+    (group,) = data_of(tmp_path, make(seed=1, **ended(0.98, 0.3)), dead)["groups"]
+    assert (group["success_after"].mean, group["seeds"], group["dead_seeds"], group["dead"]) == (
+        0.3,
+        1,
+        1,
+        False,
+    )
+
+
+def test_an_untargeted_attack_may_end_below_zero() -> None:
+    row = {
+        "status": "finished",
+        "dead": False,
+        "oracle": False,
+        "untargeted": True,
+        "commit": "",
+        "clean": [0.9, 0.9],
+        "success": [0.8, -0.01],
+        "robust": [0.1, 0.9],
+        "intervals": {key: [None, None] for key in ("clean", "success", "robust")},
+    }
+    found = summary([row | {"seeds": "1"}, row | {"seeds": "2"}])
+    assert found["success_after"].low == pytest.approx(-0.01)
+
+
+# --- Verdicts ---
+
+
+def test_the_best_defense_within_the_budget_wins(tmp_path: Path) -> None:
+    verdict = verdict_of(
+        tmp_path,
+        make(defense="finetune", **ended(0.985, 0.04)),
+        make(defense="fineprune", **ended(0.984, 0.02)),
+        make(defense="prune", **ended(0.9, 0.0)),  # lower, but at nine points
+    )
+    assert (verdict["state"], verdict["headline"]) == ("cleaned", "fineprune")
+    assert verdict["sentence"] == "Leaves 2.0 % of 100.0 % attack success and costs 0.6 points."
+
+
+def test_no_winner_is_named_where_the_backdoor_survives(tmp_path: Path) -> None:
+    found = [make(defense="finetune", **ended(0.985, 0.9)), make(defense="prune", **ended(0.9, 0.1))]
+    verdict = verdict_of(tmp_path, *found)
+    assert (verdict["state"], verdict["headline"]) == ("survives", "None removes it")
+    assert "prune leaves 10.0 %, but costs 9 points" in verdict["sentence"]
+
+
+def test_a_defense_beyond_the_budget_does_not_win(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, make(defense="prune", **ended(0.97, 0.0)))
+    assert (verdict["state"], verdict["headline"]) == ("dear", "None affordable")
+
+
+def test_an_oracle_never_wins(tmp_path: Path) -> None:
+    oracle = make(defense="prune", oracle=True, **ended(0.99, 0.0))
+    verdict = verdict_of(tmp_path, oracle, make(defense="fineprune", **ended(0.99, 0.03)))
+    assert verdict["headline"] == "fineprune"
+
+
+def test_a_dead_attack_has_no_winner(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, make(dead=True, **ended(0.99, 0.0, before=0.2)))
+    assert (verdict["state"], verdict["best"]) == ("dead", None)
+    assert "only 20.0 %" in verdict["sentence"]
+
+
+def test_one_seed_is_doubted(tmp_path: Path) -> None:
+    assert any("One seed only" in doubt for doubt in verdict_of(tmp_path, make())["doubts"])
+
+
+def test_a_rival_whose_interval_overlaps_is_named(tmp_path: Path) -> None:
+    near = make(defense="finetune", **ended(0.985, 0.035))
+    verdict = verdict_of(tmp_path, near, make(**ended(0.985, 0.03)))
+    assert "Not told apart from finetune: the intervals overlap." in verdict["doubts"]
+
+
+def test_a_rival_far_away_is_not_named(tmp_path: Path) -> None:
+    verdict = verdict_of(tmp_path, make(defense="finetune", **ended(0.985, 0.5)), make(**ended(0.985, 0.03)))
+    assert not any("told apart" in doubt for doubt in verdict["doubts"])
+
+
+def test_without_an_attack_nothing_is_won(tmp_path: Path) -> None:
+    clean = make(attack="none", scores={"suspect": scores(0.99, None), "defended": scores(0.98, None)})
+    assert verdict_of(tmp_path, clean)["headline"] == "No attack"
