@@ -115,7 +115,7 @@ class ANPClassifier(FinePrunedClassifier):
     def _draw(self, size: float, batch_idx: int) -> list[Tensor]:
         """Return noise for all weights, then for all biases: the same in every process."""
         seed = (self.hparams["seed"] * 1_000_003 + self.current_epoch) * 1_000_003 + batch_idx
-        chance = torch.Generator().manual_seed(seed)
+        chance = torch.Generator().manual_seed(seed % 2**63)
         drawn = [torch.rand(len(value), generator=chance) for value in [*self.values, *self.values]]
         return [(2 * values - 1).to(self.device) * size for values in drawn]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finepruning.modules.classifier import Batch
-from finepruning.modules.ranges import check_at_least
+from finepruning.modules.ranges import check_at_least, check_unsmoothed
 from finepruning.modules.states import FinePrunedClassifier
 from finepruning.repair.head_shift import STARTS, clean_loss, find_head, onto_sphere, shift_loss, start_head
 
@@ -53,6 +53,7 @@ class HeadShiftClassifier(FinePrunedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
+        check_unsmoothed(training)
         check_at_least(0, inner_product=inner_product, distance=distance, clean=clean, ceiling=ceiling or 0)
         if start not in STARTS:
             raise ValueError(f"start={start!r} is unknown. Set defense.tuning.start to {', '.join(STARTS)}.")

@@ -66,11 +66,14 @@ class IBAUClassifier(FinePrunedClassifier):
                 "IBAUClassifier sees the defender's images only: give Trainer.fit a DefenderData."
             )
         options = self.hparams
-        self._first = next(data.training.batches(data.batch_size, self.device))
+        chance = torch.Generator().manual_seed(options["seed"] * 1_000_003 + self.current_epoch)
+        # a data set may lie sorted by class, and a batch of few classes is no picture of all images
+        mixed = data.training.subset(torch.randperm(len(data.training), generator=chance))
+        self._first = next(mixed.batches(data.batch_size, self.device))
         with evaluating(self.network):
             self._perturbation = universal_perturbation(
                 self.network,
-                data.training.batches(data.batch_size, self.device),
+                mixed.batches(data.batch_size, self.device),
                 options["search_rate"],
                 options["penalty"],
                 options["norm"],

@@ -1,5 +1,8 @@
 """Checks of a defense's values, each with a sentence that names the key."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def check_at_least(limit: float, **values: float) -> None:
     """Raise ValueError unless each value is ``limit`` or more."""
@@ -15,6 +18,15 @@ def check_above_0(**values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name}={value} must be above 0. Change defense.tuning.{name}.")
+
+
+def check_unsmoothed(training: Mapping[str, Any]) -> None:
+    """Raise ValueError if labels are to be smoothed for a loss that has no place for it."""
+    if training.get("label_smoothing"):
+        raise ValueError(
+            f"label_smoothing={training['label_smoothing']} has no place in the loss of this tuner. Set "
+            "defense.tuning.label_smoothing to 0."
+        )
 
 
 def check_share(**values: float) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finepruning.modules.classifier import Batch
-from finepruning.modules.ranges import check_above_0, check_at_least
+from finepruning.modules.ranges import check_above_0, check_at_least, check_unsmoothed
 from finepruning.modules.states import FinePrunedClassifier
 from finepruning.repair.passes import evaluating
 from finepruning.repair.sau import shared_perturbation, shared_risk
@@ -57,6 +57,7 @@ class SAUClassifier(FinePrunedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
+        check_unsmoothed(training)
         check_above_0(radius=radius, step=step)
         check_at_least(1, steps=steps)
         check_at_least(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finepruning.modules.classifier import Batch
-from finepruning.modules.ranges import check_above_0, check_at_least
+from finepruning.modules.ranges import check_above_0, check_at_least, check_unsmoothed
 from finepruning.modules.states import FinePrunedClassifier
 from finepruning.repair.unlearning import (
     attack_loss,
@@ -68,6 +68,7 @@ class UnlearnedClassifier(FinePrunedClassifier):
         **training: Any,
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
+        check_unsmoothed(training)
         check_at_least(0, weight=weight, imitation=imitation, restarts=restarts)
         check_above_0(temperature=temperature, step=step)
         if len(radii) != 2 or not 0 < radii[0] <= radii[1]:
@@ -121,21 +122,28 @@ class UnlearnedClassifier(FinePrunedClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels); push the perturbations."""
         images, labels = batch
-        places = torch.arange(len(images), device=self.device) % len(self.patterns)
+        places = self._places(len(images), batch_idx)
         patterns = self.patterns.clone().requires_grad_()
         both = torch.cat([images, perturb(images, patterns, places)])
         clean, perturbed = self._train_logits(both).float().chunk(2)
         with torch.no_grad():
             teacher = self.teacher(images).float()
-        (gradients,) = torch.autograd.grad(
+        slopes = torch.autograd.grad(
             attack_loss(perturbed, labels, self.goals[places]), patterns, retain_graph=True
         )
+        (gradients,) = self.over_processes(slopes)
         self.patterns.copy_(push(self.patterns, gradients, self.radii, self.hparams["step"]))
         options = self.hparams
         loss = self._weight * unlearning_loss(
             clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
         )
         return self.noted(loss)
+
+    def _places(self, count: int, batch_idx: int) -> Tensor:
+        """Return which pattern each image of a batch gets: all in turns, over small batches and processes."""
+        processes, rank = self.trainer.world_size, self.global_rank
+        first = batch_idx * count * processes + rank
+        return (first + processes * torch.arange(count, device=self.device)) % len(self.patterns)
 
     def _chance(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + epoch)

@@ -1,5 +1,7 @@
 """A configuration's defense becomes modules, data and callbacks."""
 
+import copy
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from finepruning.callbacks import PruneChannels
 from finepruning.data import Augment, DefenderData, ImageSet
 from finepruning.modules import (
     ANPClassifier,
+    Classifier,
     FinePrunedClassifier,
     FTSAMClassifier,
     HeadShiftClassifier,
@@ -71,6 +74,11 @@ class _Defender:
         max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
         if tuner not in TUNERS:
             raise ValueError(f"The tuner {tuner!r} is unknown; choose {', '.join(TUNERS)} in defense.")
+        if max_epochs < 0 or batch_size < 1:
+            raise ValueError(
+                f"max_epochs={max_epochs} and batch_size={batch_size} are no way to tune. Set "
+                "defense.tuning.max_epochs to 0 or more and batch_size to 1 or more."
+            )
         if min_steps := options.pop("min_steps", 0):
             batch_size, max_epochs = enough_steps(len(self.tuning), batch_size, max_epochs, min_steps)
         if len(self.tuning) < batch_size and max_epochs:
@@ -82,9 +90,26 @@ class _Defender:
             )
         augment = _both(self.augment, options.pop("augment", None))
         kind = TUNERS[tuner] if max_epochs else PrunedClassifier
+        known = option_names(TUNERS[tuner])
+        if unknown := sorted(set(options) - known):
+            raise ValueError(
+                f"The tuner {tuner!r} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
+            )
+        options = {key: value for key, value in options.items() if key in option_names(kind)}
         module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs, **more)
+
+
+def option_names(kind: type[PrunedClassifier]) -> set[str]:
+    """Return the names of the options of a module, those of what it builds on included."""
+    classes = kind.__mro__[: kind.__mro__.index(Classifier) + 1]
+    return {
+        name
+        for each in classes
+        for name, parameter in inspect.signature(each.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
 
 
 def _both(of_data: nn.Module | None, more: Mapping[str, Any] | None) -> nn.Module | None:
@@ -160,6 +185,8 @@ def _build_ladder(
     tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
     ladder = []
     for rung in defense["ladder"]:
+        if not isinstance(rung, Mapping):
+            raise ValueError(f"The rung {rung!r} has no options by name. Write it like {{weight: 0.05}}.")
         tuner = rung.get("tuner", "unlearn")
         if tuner not in tuners:
             raise ValueError(
@@ -167,8 +194,11 @@ def _build_ladder(
                 "give its options in defense.tuners."
             )
         own = {key: value for key, value in rung.items() if key not in ("prune", "tuner")}
+        whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())
+        for key in set(own) & set(whole) - {"tuning"}:  # of the defense, not of its training
+            whole[key] = own.pop(key)
         first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
-        acting = _build_callbacks(config.tuners.get(tuner, {}))
+        acting = _build_callbacks(whole)
         values = (tuners[tuner].get("tuning") or NO_TUNING) | own
         ladder.append(defender.make(values, list(named) if first else [], first + acting, options=rung))
     return ladder

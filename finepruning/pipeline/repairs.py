@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from finepruning.data import ImageSet
 from finepruning.metrics import Rate
-from finepruning.modules import UnlearnedClassifier
+from finepruning.modules import DivergedError, UnlearnedClassifier
 from finepruning.pipeline.parts import Defense, Tuning
 from finepruning.repair import (
     UNTARGETED,
@@ -53,6 +53,7 @@ class Repairs:
         options: The configuration's ``defense``, as plain values.
         fit: Trains a module on data, in a stage's folder.
         device: Where to compute beside training.
+        share: Gives all processes of the run what the first one knows.
         keep_rungs: Whether the ladder's stage keeps each rung's network, audited, for the referee.
     """
 
@@ -62,6 +63,7 @@ class Repairs:
     options: Mapping[str, Any]
     fit: Callable[..., None]
     device: str
+    share: Callable[[Any], Any] = lambda message: message
     keep_rungs: bool = False
 
     def inspect(self, network: nn.Module, directory: Path) -> Mapping[str, Any]:
@@ -103,26 +105,38 @@ class Repairs:
         before = self._right(network)
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
+        diverged: set[int] = set()
 
         def attempt(rung: Tuning) -> PairedLoss:
             place = places[id(rung)]
             log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
             suspect.load_into(network)
-            if not (place / WEIGHTS).exists():
-                place.mkdir(exist_ok=True)
+            place.mkdir(exist_ok=True)
+            # after an interruption the first process alone has rungs that are finished
+            finished = self.share(place if (place / WEIGHTS).exists() else None)
+            if finished not in (None, place):
+                shutil.copy(finished / WEIGHTS, place / WEIGHTS)
+            if finished is None:
                 logs, epochs = f"defended/{place.name}", rung.max_epochs
-                self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
+                try:
+                    self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
+                except DivergedError as error:
+                    log.warning("Rung %s is undone: %s", place.name.removeprefix("rung-"), error)
+                    diverged.add(id(rung))
+                    return paired_loss(before, torch.zeros_like(before))  # nothing is right any more
             load_weights(network, place / WEIGHTS)
-            return paired_loss(before, self._right(network))
+            # the first process decides, so that all leave the walk at the same rung
+            loss: PairedLoss = self.share(paired_loss(before, self._right(network)))
+            return loss
 
         def passes(rung: Tuning) -> bool:
-            audits[id(rung)] = self._audit(network, inspected)
+            audits[id(rung)] = self.share(self._audit(network, inspected))
             return not audits[id(rung)]["evidence"]
 
         rungs, max_drop = self.defense.ladder, self.options["max_drop"]
         losses, kept = climb(rungs, attempt, max_drop, passes if self.options["stop_early"] else None)
         if self.keep_rungs:
-            for rung in rungs[: len(losses)]:
+            for rung in [rung for rung in rungs[: len(losses)] if id(rung) not in diverged]:
                 load_weights(network, places[id(rung)] / WEIGHTS)
                 audits[id(rung)] = audits.get(id(rung)) or self._audit(network, inspected)
         if kept is None:
@@ -146,6 +160,7 @@ class Repairs:
                 "interval": list(loss.interval),
                 **loss._asdict(),
                 "inside": loss.inside(max_drop),
+                "diverged": id(rung) in diverged,
                 "audit": audits.get(id(rung)),
             }
             for rung, loss in zip(rungs, losses, strict=False)
@@ -196,6 +211,7 @@ class Repairs:
             for t, rate in zip(old, rates, strict=True)
         ]
         norms = compare(before["rankings"], after, suspicious)
+        said["reasons"] += self._failures(rankings)
         return said | {"old_triggers": applied, "norms": norms, "rankings": after}
 
     def _rank(self, network: nn.Module) -> tuple[Rankings, dict[str, Any]]:
@@ -221,18 +237,22 @@ class Repairs:
                 f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected "
                 "as targets all the same; what sends only their images somewhere cannot be seen."
             )
-        failed = [(family, t) for family, ranking in rankings.items() for t in ranking if t.failed]
-        for family, trigger in failed:
-            name = "untargeted" if trigger.target == UNTARGETED else repr(self.names[trigger.target])
-            remarks.append(
-                f"The {family} search for {name} met values that are not numbers; it was set aside, and "
-                "nothing is known of it."
-            )
+        remarks += self._failures(rankings)
         targets = self.inspection.targets(len(self.names))
         if len(targets) < len(self.names):
             listed = ", ".join(repr(self.names[label]) for label in targets)
             remarks.append(f"Only {len(targets)} of {len(self.names)} classes were inspected: {listed}.")
         return remarks
+
+    def _failures(self, rankings: Rankings) -> list[str]:
+        """Return a sentence for each search that failed."""
+        failed = [(family, t) for family, ranking in rankings.items() for t in ranking if t.failed]
+        names = ["untargeted" if t.target == UNTARGETED else repr(self.names[t.target]) for _, t in failed]
+        return [
+            f"The {family} search for {name} met values that are not numbers; it was set aside, and nothing "
+            "is known of it."
+            for (family, _), name in zip(failed, names, strict=True)
+        ]
 
     def _right(self, network: nn.Module) -> Tensor:
         """Return which validation images, and which harder copies of them, a network gets right."""

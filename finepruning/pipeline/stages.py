@@ -199,7 +199,9 @@ class Run:
         names = tuple(self.parts.packed.classes)
         rungs = self.parts.stress is not None and self.parts.stress.rungs
         options = self._plain["defense"]
-        return Repairs(defense, defense.inspection, names, options, self._fit, self._device, rungs)
+        return Repairs(
+            defense, defense.inspection, names, options, self._fit, self._device, self.team.share, rungs
+        )
 
     @property
     def _fit(self) -> Callable[..., None]:

@@ -61,6 +61,7 @@ def compare(
                 "repaired": norms[1].get(label),
             }
             for label in classes
+            if any(label in found for found in norms)  # searched for in this family
         ]
     return rows
 

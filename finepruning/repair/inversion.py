@@ -272,6 +272,7 @@ def _loss_and_success(logits: Tensor, goal: Tensor, labels: Tensor) -> tuple[Ten
 
 def _trigger(family: Family, target: int, norm: float, best: list[Tensor], failed: bool) -> Trigger:
     """Return what was found for one target, as images."""
+    norm = math.inf if failed else norm  # whatever was found before it failed
     if family == "additive":
         return Trigger(family, target, norm, best[0], None, failed)
     return Trigger(family, target, norm, best[0].sigmoid(), best[1].sigmoid(), failed)
