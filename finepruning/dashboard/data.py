@@ -129,6 +129,16 @@ def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _in_short(value: Any) -> str:
+    """Return a value as a label has it: ``weight 0.05; tuner ft_sam`` for the rungs of a ladder."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_short(part)}" for key, part in value.items())
+    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        ends = value if len(value) < 3 else [value[0], "...", value[-1]]
+        return "; ".join(_in_short(part) for part in ends)
+    return str(value)[:24]
+
+
 def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> None:
     """Name each item so that it differs from its like: ``prune`` becomes ``prune, max_drop 0.02``.
 
@@ -154,7 +164,7 @@ def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> 
             if len(models) > 1:
                 own = {"model": item["model"]} | own
             text = ", ".join(
-                [item[name], *(f"{key} {str(value)[:24]}" for key, value in list(own.items())[:3])]
+                [item[name], *(f"{key} {_in_short(value)}" for key, value in list(own.items())[:3])]
             )
             if item["chosen"] not in named[text]:
                 named[text].append(item["chosen"])

@@ -101,9 +101,12 @@ def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
         return _verdict("dead", "Dead attack", sentence, None, ["Nothing is ranked here."])
     if not ranked:
         counted = [group for group in groups if group["seeds"]]
-        clean = bool(counted) and all(group["success_before"] is None for group in counted)
-        reason = "There is no attack to defend against." if clean else _why_unranked(tried)
-        return _verdict("open", "No attack" if clean else "No winner yet", reason, None, [])
+        if not counted or any(group["success_before"] is not None for group in counted):
+            return _verdict("open", "No winner yet", _why_unranked(tried), None, [])
+        if counted[0]["attack"] == "suspect":
+            reason = "No trigger is known of this file, so attack success was not measured."
+            return _verdict("open", "Trigger unknown", reason, None, [])
+        return _verdict("open", "No attack", "There is no attack to defend against.", None, [])
     affordable = [group for group in ranked if group["price"].mean <= budget + 1e-9]
     best = min(affordable or ranked, key=_left)
     name, within = best["defense_label"], f"within {points(budget)} of clean accuracy"

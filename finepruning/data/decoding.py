@@ -46,12 +46,14 @@ def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
     Raises:
         FileNotFoundError: If there is none; the message says where it was looked for.
     """
-    places = [root / name for root in data_roots(data_dir)]
+    places = dict.fromkeys(
+        root / name for root in data_roots(data_dir)
+    )  # an absolute path is the same in each
     for place in places:
         if place.is_dir() and any(place.iterdir()):
             return place
     raise FileNotFoundError(
-        f"No data in {' or '.join(str(place) for place in places)}. {how_to_get} Then set {DATA_VARIABLE} or "
+        f"No data in {' or '.join(map(str, places))}. {how_to_get} Then set {DATA_VARIABLE} or "
         f"data_dir to the folder that holds {name}."
     )
 

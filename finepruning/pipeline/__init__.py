@@ -126,7 +126,11 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         "command": " ".join(["python run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    parts = build_parts(config)
+    try:
+        parts = build_parts(config)
+    except Exception:
+        (place / CONFIG_FILE).unlink()  # what cannot be built was never begun
+        raise
     about |= records.environment()
     try:
         with together(config, take_part) as team:

@@ -107,7 +107,7 @@ def option_names(kind: type[PrunedClassifier]) -> set[str]:
     return {
         name
         for each in classes
-        for name, parameter in inspect.signature(each.__init__).parameters.items()
+        for name, parameter in inspect.signature(each).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
 

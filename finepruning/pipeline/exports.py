@@ -96,6 +96,7 @@ def write_repair(
     agreement: Rate,
     export: Mapping[str, Any],
     directory: Path,
+    result: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write one page on the repair of a network that somebody else trained; return what the record says.
 
@@ -106,6 +107,7 @@ def write_repair(
         agreement: Clean test images that the suspect and the repaired network classify alike.
         export: What :func:`write_exports` returned.
         directory: Where the exports lie.
+        result: What the defense says of itself, with ``ladder`` and ``audit`` where it has them.
     """
     page = repair_report(
         suspect.weights.name,
@@ -115,6 +117,8 @@ def write_repair(
         agreement,
         export["files"],
         suspect.warning,
+        result.get("ladder"),
+        result.get("audit"),
     )
     (directory / REPORT).write_text(page)
     log.info("Report: %s", directory / REPORT)

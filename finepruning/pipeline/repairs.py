@@ -81,11 +81,14 @@ class Repairs:
         remarks = self._remarks(rankings)
         for remark in remarks:
             log.warning(remark)
+        reasons = evidence or ["No class's smallest trigger stands out from the others."]
+        for sentence in reasons:
+            log.info("Inspection: %s", sentence)
         return {
             "rankings": found,
             "suspicious": self.inspection.suspects(rankings),
             "verdict": "something stands out" if evidence else "nothing stands out",
-            "reasons": evidence or ["No class's smallest trigger stands out from the others."],
+            "reasons": reasons,
             "remarks": remarks,
         }
 
@@ -147,6 +150,9 @@ class Repairs:
             shutil.copy(places[id(rungs[kept])] / WEIGHTS, directory / WEIGHTS)
         audit = audits.get(id(rungs[kept])) if kept is not None else None
         audit = audit or self._audit(network, inspected)
+        if kept is not None:
+            log.info("Rung %s stays: %.1f points.", kept + 1, 100 * losses[kept].value)
+        log.info("Audit: %s.", audit["verdict"])
         for place in places.values():
             if not self.keep_rungs:
                 shutil.rmtree(place, ignore_errors=True)

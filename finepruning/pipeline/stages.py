@@ -79,7 +79,7 @@ class Run:
             found["validation"]["defended"] = self._validate(defended)
             watches["defended"] = Watch(defended, (), parts.test.labels)
             scores["defended"] = self._score(defended, watches["defended"])
-            found |= self._export(network, defended, scores)
+            found |= self._export(network, defended, scores, result)
         if self._repairs is not None:
             found |= self._repairs.write(self.place, self.config.name, stages)
         if self.config.views:
@@ -159,7 +159,9 @@ class Run:
         found = score(network, self.parts.validation, None, self._device).clean_accuracy
         return {"clean_accuracy": found.value, "hits": found.hits, "total": found.total}
 
-    def _export(self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores]) -> dict[str, Any]:
+    def _export(
+        self, network: nn.Module, defended: nn.Module, scores: dict[str, Scores], result: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Score what the two networks are together, and write what others can use."""
         parts, detector = self.parts, None
         if parts.detector is not None:
@@ -175,7 +177,8 @@ class Run:
         if parts.suspect is None:
             return {"export": export}
         alike = agreement(network, defended, parts.test)
-        repair = write_repair(parts.suspect, self.config.name, scores, alike, export, directory)
+        run = self.config.name
+        repair = write_repair(parts.suspect, run, scores, alike, export, directory, result)
         return {"export": export, "repair": repair}
 
     def _stress(self, stress: Stress) -> StressTests:

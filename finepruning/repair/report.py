@@ -13,7 +13,6 @@ from finepruning.repair.inspection import Rankings
 from finepruning.repair.inversion import UNTARGETED, Trigger
 
 PICTURE = 96  # pixels of a picture's shorter side, at least
-HEAD = 5  # rows of a ranking that are shown
 
 
 def picture(trigger: Trigger) -> Tensor:
@@ -65,6 +64,13 @@ def page(
             f"**{audit['verdict'].capitalize()}.**",
             "",
             *[f"- {text}" for text in audit["reasons"]],
+            "- These tests miss backdoors: what the inspection does not see before, the audit does not see "
+            "after. How often: experiments/audit_truth.md of this project.",
+            "",
+        ]
+    else:
+        lines += [
+            "This page is about the suspect alone. `defense=auto` audits what comes out of a repair.",
             "",
         ]
     lines += ["## The suspect", "", *[f"- {text}" for text in inspection["reasons"]], ""]
@@ -91,17 +97,19 @@ def _ranking(
     pictures: Mapping[tuple[str, int], Sequence[str]],
 ) -> list[str]:
     unit = "L2 of the pattern" if family == "additive" else "L1 of the mask"
+    shown = [row for row in found["ranking"] if (family, row["target"]) in pictures]
     ratio = "unknown" if found["ratio"] is None else f"{found['ratio']:.2f}"
     lines = [
         f"### Smallest triggers: {family}",
         "",
         f"Norm: {unit}; success on images that the search did not use. Runner-up over smallest: {ratio}; "
-        f"median {_norm(found['median'])}.",
+        f"median {_norm(found['median'])}. The first {len(shown)} of {len(found['ranking'])}; the record has "
+        "all.",
         "",
         "| class | norm | success, % | trigger |",
         "|---|---|---|---|",
     ]
-    for row in found["ranking"][:HEAD]:
+    for row in shown:
         label = row["target"]
         share = "-" if row["success"] is None else f"{100 * row['success']:.1f}"
         images = " ".join(f"![{file}]({file})" for file in pictures.get((family, label), ()))

@@ -19,6 +19,8 @@ def repair_report(
     agreement: tuple[int, int],
     files: Sequence[str],
     warning: str | None = None,
+    ladder: Mapping[str, Any] | None = None,
+    audit: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a page of Markdown: what was pruned, scores before and after, how to load the result.
 
@@ -30,6 +32,8 @@ def repair_report(
         agreement: Clean test images that both networks classify alike, and all of them.
         files: Names of the files that were written.
         warning: What was wrong with the suspect's accuracy, if anything.
+        ladder: As it stands in a record; None without one.
+        audit: As it stands in a record; None without one.
     """
     lines = [f"# Repair of {weights}", ""]
     if warning:
@@ -58,6 +62,9 @@ def repair_report(
             "No trigger is known, so attack success was not measured. It may be high before and after.",
             "",
         ]
+    if ladder is not None and audit is not None:
+        lines += ["## What was done", "", *_repaired(ladder), f"- Audit: {audit['verdict']}.", ""]
+        lines += ["All rungs, and the triggers that were found: `../report/REPORT.md`.", ""]
     lines += ["## What was pruned", ""]
     pruned = [
         f"- `{layer}`: {len(parts['pruned'])} of {len(parts['pruned']) + len(parts['kept'])} channels: "
@@ -66,6 +73,18 @@ def repair_report(
     ]
     lines += [*(pruned or ["Nothing."]), "", "## How to load it", "", *_loading(files), ""]
     return "\n".join(lines)
+
+
+def _repaired(ladder: Mapping[str, Any]) -> list[str]:
+    if ladder["kept"] is None:
+        return [f"- {ladder['reason']}"]
+    rung = ladder["rungs"][ladder["kept"]]
+    options = ", ".join(f"{key} {value}" for key, value in rung["options"].items())
+    low, high = (100 * end for end in rung["interval"])
+    return [
+        f"- Rung {ladder['kept'] + 1} of the ladder ({options}): {100 * rung['loss']:.2f} points "
+        f"[{low:.2f}, {high:.2f}] of validation accuracy lost."
+    ]
 
 
 def _rejected(scores: Mapping[str, Any]) -> str:

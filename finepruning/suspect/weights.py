@@ -33,7 +33,8 @@ def find_file(name: str, key: str) -> Path:
     Raises:
         FileNotFoundError: If it is in neither place.
     """
-    places = [Path(name).expanduser(), *(root / name for root in data_roots(""))]
+    # an absolute path is the same in each
+    places = dict.fromkeys([Path(name).expanduser(), *(root / name for root in data_roots(""))])
     for place in places:
         if place.exists():
             return place
