@@ -46,11 +46,12 @@ REFUSED = {
 
 @pytest.mark.parametrize(("override", "sentence"), REFUSED.items())
 def test_a_bad_value_is_refused_before_training(
-    override: str, sentence: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
+    override: str, sentence: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(Refused, match=sentence):
         quick_run(override)
+    assert not list((tmp_path / "runs").glob("*/config.yaml"))  # which would make it a run that is missing
 
 
 def test_a_name_that_another_configuration_has_is_refused(quick_run: RunHere, tmp_path: Path) -> None:

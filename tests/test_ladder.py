@@ -107,6 +107,12 @@ def test_the_walk_ends_early_where_a_rung_is_enough() -> None:
     assert walk([0, 2, 0], 0.01, {1}) == ([0, 1], 0)
 
 
+def test_a_rung_of_which_nothing_came_ends_the_walk() -> None:
+    found = [PairedLoss(0, 0, 100), None, PairedLoss(0, 0, 100)]
+    assert climb(range(3), found.__getitem__, 1.0) == ([found[0]], 0)
+    assert climb(range(3), [None, *found].__getitem__, 1.0) == ([], None)
+
+
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_drop=1\.5 is outside \[0, 1\]"):
         check_max_drop(1.5)

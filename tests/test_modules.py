@@ -230,6 +230,28 @@ def test_statistics_stay_where_the_network_is_evaluated(
         assert torch.equal(value, learned().get(name, torch.ones_like(value)))
 
 
+def test_a_bilevel_search_sees_all_classes_of_a_sorted_data_set(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(IBAUClassifier, digits)
+    data.training = data.training.subset(data.training.labels.argsort())
+    first = [next(data.training.batches(64))[1]]
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert len(first[0].unique()) < 5
+    assert len(module._first[1].unique()) > 8
+
+
+def test_noise_on_weights_takes_any_seed(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(ANPClassifier, digits)
+    module.hparams["seed"] = 2**32 - 1
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert module.findings
+
+
+@pytest.mark.parametrize("kind", [UnlearnedClassifier, HeadShiftClassifier, SAUClassifier])
+def test_labels_are_not_said_to_be_smoothed_where_they_are_not(kind: type[PrunedClassifier]) -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 has no place in the loss of this tuner"):
+        kind(network(), [LAYER], SHAPE, label_smoothing=0.1)
+
+
 BAD = [
     (FTSAMClassifier, {"gradient_clip": 0}, r"gradient_clip=0 must be above 0, or null for none"),
     (FTSAMClassifier, {"radius": 0}, r"radius=0 must be above 0\. Change defense\.tuning\.radius"),

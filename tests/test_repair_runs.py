@@ -3,16 +3,21 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
 from finepruning.pipeline.defenses import enough_steps
+from finepruning.pipeline.parts import Tuning
+from finepruning.pipeline.repairs import Repairs
+from finepruning.store import WEIGHTS, save_weights
 from tests.conftest import composed
 
 RunHere = Callable[..., dict[str, Any]]
@@ -127,6 +132,59 @@ def test_a_ladder_holds_any_tuner_and_may_prune_first(quick_run: RunHere) -> Non
     assert record["ladder"]["kept"] == 1
 
 
+def test_a_rung_may_change_what_its_defense_prunes_by(tmp_path: Path) -> None:
+    ladder = "defense.ladder=[{tuner: clp, u: 2.0}, {tuner: clp}]"
+    defense = build_parts(
+        composed("defense=auto", ladder, f"store_dir={tmp_path}", "name=a", "group=b")
+    ).defense
+    assert defense is not None
+    assert [rung.callbacks[0].u for rung in defense.ladder] == [2.0, 3.0]
+
+
+def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: RunHere) -> None:
+    ladder = "defense.ladder=[{weight: 0.05}, {weight: 0.05, learning_rate: 1.0e30}, {weight: 0.1}]"
+    record = quick_run("defense=auto", *FAST, *UNLEARN, ladder, "defense.max_drop=1")
+    assert (len(record["ladder"]["rungs"]), record["ladder"]["kept"]) == (1, 0)
+    assert "Rung 2 is undone: The loss became" in record["ladder"]["reason"]
+
+
+def test_processes_that_start_anew_take_finished_rungs_from_the_first(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    rungs = [Tuning(None, [], None, [], 1, options={"weight": weight}) for weight in (1, 2, 3)]
+    told: list[Any] = []
+
+    class Ladder(Repairs):
+        def _right(self, network: nn.Module) -> torch.Tensor:
+            return torch.ones(4, dtype=torch.bool)
+
+        def _audit(self, network: nn.Module, inspected: Any) -> dict[str, Any]:
+            return {"evidence": False, "verdict": VERDICTS[0]}
+
+    def climb(directory: Path, share: Callable[[Any], Any]) -> list[str]:
+        trained: list[str] = []
+
+        def fit(module: Any, data: Any, callbacks: Any, place: Path, **_: Any) -> None:
+            trained.append(place.name)
+            save_weights(network, place / WEIGHTS)
+
+        defense = SimpleNamespace(
+            module=SimpleNamespace(network=network), ladder=rungs, copies=0, harder=None
+        )
+        options = {"max_drop": 1, "stop_early": False}
+        suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
+        Ladder(defense, None, ("a", "b"), options, fit, "cpu", share, True).climb(suspect, None, directory)
+        return trained
+
+    first, other = tmp_path / "first", tmp_path / "other"
+    (first / "rung-1").mkdir(parents=True)
+    other.mkdir()
+    save_weights(network, first / "rung-1" / WEIGHTS)  # of a walk that was interrupted in rung 2
+    assert climb(first, lambda message: told.append(message) or message) == ["rung-2", "rung-3"]
+    messages = iter(told)
+    assert climb(other, lambda _: next(messages)) == ["rung-2", "rung-3"]
+    assert next(messages, None) is None
+
+
 def test_a_walk_that_stops_early_audits_each_rung(quick_run: RunHere) -> None:
     rungs = "[{weight: 0.1}, {weight: 0.2}]"
     options = ("defense.stop_early=true", "defense.max_drop=1", f"defense.ladder={rungs}")
@@ -165,6 +223,10 @@ def test_a_network_near_chance_is_refused(quick_run: RunHere, monkeypatch: pytes
 REFUSED = {
     "defense.ladder=[{tuner: magic}]": r"'magic' of a rung is unknown\. Choose unlearn, finetune, .* in def",
     "defense.ladder=[]": r"defense\.ladder is empty\. Give it a rung",
+    "defense.ladder=[0.05]": r"The rung 0\.05 has no options by name\. Write it like \{weight: 0\.05\}",
+    "defense.ladder=[{wieght: 0.1}]": r"The tuner 'unlearn' has no option wieght\. It has .*, weight",
+    "defense.ladder=[{tuner: clp, weight: 0.1}]": r"The tuner 'finetune' has no option weight",
+    "defense.tuning.max_epochs=-1": r"max_epochs=-1 and batch_size=128 are no way to tune",
     "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",
     "defense.audit.max_success=0": r"max_success=0 is outside \(0, 1\]",
     "defense.tuning.tuner=magic": r"The tuner 'magic' is unknown; choose finetune, unlearn",

@@ -19,6 +19,7 @@ from finepruning.repair.unlearning import (
     pool_radii,
     push,
     random_patterns,
+    turns,
     unlearning_loss,
 )
 
@@ -47,6 +48,13 @@ def test_goals_take_turns_and_each_has_small_and_large_radii() -> None:
     assert goals.tolist() == [4, 7, UNTARGETED, 4, 7, UNTARGETED]
     assert pool_radii(goals, 1.0, 3.0).tolist() == [1.0, 1.0, 1.0, 3.0, 3.0, 3.0]
     assert pool_radii(torch.tensor([4]), 1.0, 3.0).tolist() == [2.0]
+
+
+def test_every_pattern_gets_its_turn_in_small_batches_and_over_processes() -> None:
+    small = torch.cat([turns(3, batch, 8) for batch in range(8)])
+    assert small.bincount().tolist() == [3] * 8
+    alone, shares = turns(12, 1, 5), [turns(4, 1, 5, 3, rank) for rank in range(3)]
+    assert torch.equal(torch.stack(shares, dim=1).flatten(), alone)
 
 
 def test_a_pool_without_a_goal_or_too_small_for_its_goals_is_refused() -> None:

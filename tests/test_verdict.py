@@ -175,3 +175,10 @@ def test_a_rival_far_away_is_not_named(tmp_path: Path) -> None:
 def test_without_an_attack_nothing_is_won(tmp_path: Path) -> None:
     clean = make(attack="none", scores={"suspect": scores(0.99, None), "defended": scores(0.98, None)})
     assert verdict_of(tmp_path, clean)["headline"] == "No attack"
+
+
+def test_a_strangers_file_is_not_called_clean(tmp_path: Path) -> None:
+    unknown = {"suspect": scores(0.99, None), "defended": scores(0.98, None)}
+    verdict = verdict_of(tmp_path, make(attack="suspect", scores=unknown))
+    assert verdict["headline"] == "Trigger unknown"
+    assert verdict["sentence"] == "No trigger is known of this file, so attack success was not measured."

@@ -46,9 +46,8 @@ def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
     Raises:
         FileNotFoundError: If there is none; the message says where it was looked for.
     """
-    places = dict.fromkeys(
-        root / name for root in data_roots(data_dir)
-    )  # an absolute path is the same in each
+    # an absolute path is the same in each
+    places = dict.fromkeys(root / name for root in data_roots(data_dir))
     for place in places:
         if place.is_dir() and any(place.iterdir()):
             return place

@@ -18,7 +18,7 @@ class HeadShiftClassifier(FinePrunedClassifier):
     Source: Towards Stable Backdoor Purification through Feature Shift Tuning (FST), Min et al. 2023,
         arXiv:2310.01875, and Backdoor Mitigation by Distance-Driven Detoxification (D3), Wei et al. 2024,
         arXiv:2411.09585: the same but for the start, the term that holds off, and the loss's ceiling.
-        Deviation: Nesterov momentum.
+        Deviations: Nesterov momentum; the cosine falls at every step.
 
     Args:
         network: The suspect; its logits come from a linear layer.

@@ -17,6 +17,7 @@ from finepruning.repair.unlearning import (
     pool_radii,
     push,
     random_patterns,
+    turns,
     unlearning_loss,
 )
 
@@ -122,7 +123,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels); push the perturbations."""
         images, labels = batch
-        places = self._places(len(images), batch_idx)
+        processes, rank = self.trainer.world_size, self.global_rank
+        places = turns(len(images), batch_idx, len(self.patterns), processes, rank).to(self.device)
         patterns = self.patterns.clone().requires_grad_()
         both = torch.cat([images, perturb(images, patterns, places)])
         clean, perturbed = self._train_logits(both).float().chunk(2)
@@ -138,12 +140,6 @@ class UnlearnedClassifier(FinePrunedClassifier):
             clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
         )
         return self.noted(loss)
-
-    def _places(self, count: int, batch_idx: int) -> Tensor:
-        """Return which pattern each image of a batch gets: all in turns, over small batches and processes."""
-        processes, rank = self.trainer.world_size, self.global_rank
-        first = batch_idx * count * processes + rank
-        return (first + processes * torch.arange(count, device=self.device)) % len(self.patterns)
 
     def _chance(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + epoch)

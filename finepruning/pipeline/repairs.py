@@ -108,9 +108,9 @@ class Repairs:
         before = self._right(network)
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
-        diverged: set[int] = set()
+        reasons: list[str] = []
 
-        def attempt(rung: Tuning) -> PairedLoss:
+        def attempt(rung: Tuning) -> PairedLoss | None:
             place = places[id(rung)]
             log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
             suspect.load_into(network)
@@ -124,9 +124,8 @@ class Repairs:
                 try:
                     self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
                 except DivergedError as error:
-                    log.warning("Rung %s is undone: %s", place.name.removeprefix("rung-"), error)
-                    diverged.add(id(rung))
-                    return paired_loss(before, torch.zeros_like(before))  # nothing is right any more
+                    reasons.append(f"Rung {place.name.removeprefix('rung-')} is undone: {error}")
+                    return None
             load_weights(network, place / WEIGHTS)
             # the first process decides, so that all leave the walk at the same rung
             loss: PairedLoss = self.share(paired_loss(before, self._right(network)))
@@ -139,7 +138,7 @@ class Repairs:
         rungs, max_drop = self.defense.ladder, self.options["max_drop"]
         losses, kept = climb(rungs, attempt, max_drop, passes if self.options["stop_early"] else None)
         if self.keep_rungs:
-            for rung in [rung for rung in rungs[: len(losses)] if id(rung) not in diverged]:
+            for rung in rungs[: len(losses)]:
                 load_weights(network, places[id(rung)] / WEIGHTS)
                 audits[id(rung)] = audits.get(id(rung)) or self._audit(network, inspected)
         if kept is None:
@@ -166,12 +165,13 @@ class Repairs:
                 "interval": list(loss.interval),
                 **loss._asdict(),
                 "inside": loss.inside(max_drop),
-                "diverged": id(rung) in diverged,
                 "audit": audits.get(id(rung)),
             }
             for rung, loss in zip(rungs, losses, strict=False)
         ]
-        reason = why_none(losses, max_drop) if kept is None else None
+        if kept is None and losses:
+            reasons.append(why_none(losses, max_drop))
+        reason = " ".join(reasons) or None
         if reason:
             log.warning(reason)
         ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}

@@ -94,7 +94,7 @@ def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
 
 def climb(
     rungs: Sequence[Rung],
-    attempt: Callable[[Rung], PairedLoss],
+    attempt: Callable[[Rung], PairedLoss | None],
     max_drop: float,
     enough: Callable[[Rung], bool] | None = None,
 ) -> tuple[list[PairedLoss], int | None]:
@@ -102,7 +102,8 @@ def climb(
 
     Args:
         rungs: In rising strength.
-        attempt: Repairs the original network as a rung says, and returns what that costs.
+        attempt: Repairs the original network as a rung says, and returns what that costs; None if nothing
+            came out, which ends the walk.
         max_drop: Largest allowed loss of accuracy, in [0, 1].
         enough: Whether a rung that may stay ends the walk; None: none does.
 
@@ -111,8 +112,11 @@ def climb(
     """
     losses: list[PairedLoss] = []
     for rung in rungs:
-        losses.append(attempt(rung))
-        if not losses[-1].inside(max_drop) or (enough is not None and enough(rung)):
+        loss = attempt(rung)
+        if loss is None:
+            break
+        losses.append(loss)
+        if not loss.inside(max_drop) or (enough is not None and enough(rung)):
             break
     affordable = list(itertools.takewhile(lambda loss: loss.inside(max_drop), losses))
     return losses, len(affordable) - 1 if affordable else None

@@ -37,6 +37,19 @@ def pool_goals(count: int, classes: Sequence[int], untargeted: bool) -> Tensor:
     return torch.tensor([goals[place % len(goals)] for place in range(count)])
 
 
+def turns(count: int, batch: int, size: int, processes: int = 1, rank: int = 0) -> Tensor:
+    """Return which pattern each image of a batch gets, (B,): all in turns, over small batches, too.
+
+    Args:
+        count: B, images of the batch in this process.
+        batch: Its number.
+        size: Of the pool.
+        processes: That share a batch.
+        rank: Which of them this is.
+    """
+    return (batch * count * processes + rank + processes * torch.arange(count)) % size
+
+
 def pool_radii(goals: Tensor, smallest: float, largest: float) -> Tensor:
     """Return the radius (P,) of each perturbation, spread evenly from smallest to largest for each goal."""
     radii = torch.empty(len(goals))
