@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from finepruning.modules import FinePrunedClassifier, UnlearnedClassifier
@@ -49,6 +50,7 @@ def _unlearn_over_finetune() -> float:
     unlearned = UnlearnedClassifier(_network(), [], SHAPE, learning_rate=0.01)
     unlearned.setup("fit")
     unlearned.teacher.eval()
+    unlearned.trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False)
 
     def epoch(module: FinePrunedClassifier) -> Callable[[], None]:
         optimizer = torch.optim.SGD(module.network.parameters(), 0.01, momentum=0.9)
