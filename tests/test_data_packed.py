@@ -23,13 +23,16 @@ FORK = multiprocessing.get_context("fork")
 class Numbers:
     """Images that hold the number written in a file; notes each decoding in another file."""
 
-    def __init__(self, folder: Path, scale: int = 1, seconds: float = 0.0, count: int = 4) -> None:
+    def __init__(
+        self, folder: Path, scale: int = 1, seconds: float = 0.0, count: int = 4, track: int = 1
+    ) -> None:
         self.signal = Pixels()
         self.number = folder / "number.txt"
         self.decodings = folder / "decodings.txt"
         self.scale = scale
         self.seconds = seconds
         self.count = count
+        self.track = track
 
     def files(self) -> Sequence[Path]:
         return [self.number]
@@ -43,7 +46,8 @@ class Numbers:
         time.sleep(self.seconds)
         images = np.full((self.count, 1, 2, 2), int(self.number.read_text()) * self.scale, np.uint8)
         labels = np.arange(self.count) % 2
-        return Decoded(images, labels, images, labels, ("even", "odd"), np.arange(self.count) // 2)
+        groups, tracks = np.arange(self.count) // 2, np.full(self.count, self.track)
+        return Decoded(images, labels, images, labels, ("even", "odd"), groups, tracks)
 
 
 @pytest.fixture
@@ -73,6 +77,14 @@ def test_a_second_call_reads_what_the_first_one_decoded(folder: Path) -> None:
     assert first.train.tolist() == [[[[7, 7], [7, 7]]]] * 4
     assert second.train_groups is not None
     assert second.train_groups.tolist() == [0, 0, 1, 1]
+    assert second.train_tracks is not None
+    assert second.train_tracks.tolist() == [1, 1, 1, 1]
+
+
+def test_networks_are_known_by_the_same_data_whatever_is_known_of_its_tracks(folder: Path) -> None:
+    one, other = (pack(Numbers(folder, track=track), folder / f"cache{track}") for track in (1, 2))
+    assert not torch.equal(one.train_tracks, other.train_tracks)
+    assert one.fingerprint == other.fingerprint
 
 
 def test_the_packed_values_are_not_copied_into_memory(folder: Path) -> None:
@@ -124,7 +136,8 @@ def test_two_processes_that_start_together_decode_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["train.npy", "train_labels.npy", "test.npy", "train_groups.npy", "about.json"]
+    "name",
+    ["train.npy", "train_labels.npy", "test.npy", "train_groups.npy", "train_tracks.npy", "about.json"],
 )
 @pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "missing", "empty"])
 def test_a_damaged_cache_is_made_anew(
@@ -170,7 +183,7 @@ def _pack_on_a_full_disk(folder: Path) -> str:
 def test_a_full_disk_is_told_with_the_room_needed_and_leaves_nothing_behind(folder: Path) -> None:
     with ProcessPoolExecutor(1, FORK) as pool:
         message = pool.submit(_pack_on_a_full_disk, folder).result()
-    assert "needs 0.3 MB" in message
+    assert "needs 0.4 MB" in message
     assert "set store_dir to a folder on another disk" in message
     assert [path for path in (folder / "cache").iterdir() if path.is_dir()] == []
     assert len(pack(Numbers(folder, count=10_000), folder / "cache").train) == 10_000

@@ -14,6 +14,7 @@ from finepruning.data.packed import Source
 from finepruning.data.signs import GTSRB, ItalianSigns
 from finepruning.data.speech import FSDD
 from finepruning.data.waveforms import LogMel
+from finepruning.pipeline.defenses import deciding_rows
 
 FACE = [55, 47]
 
@@ -109,6 +110,22 @@ def test_no_frame_of_the_italian_signs_is_on_two_sides(packs: Callable[[str], Pa
     roles = split_roles(packed.train_labels, packed.classes, 0.1, 0.5, 1, packed.train_groups)
     kept = [set(packed.train_groups[rows].tolist()) for rows in roles]
     assert sum(map(len, kept)) == len(set.union(*kept)) == len(frames[0])
+
+
+def test_german_signs_decide_only_where_no_other_picture_of_the_sign_is_tuned_on(
+    packs: Callable[[str], Packed],
+) -> None:
+    packed = packs("gtsrb")
+    tracks = packed.train_tracks
+    assert tracks is not None
+    assert len(tracks.unique()) == 1307  # of 30 pictures each, but for one that misses a picture
+    assert tracks.bincount().unique().tolist() == [29, 30]
+    assert all(len(packed.train_labels[tracks == track].unique()) == 1 for track in range(0, 1307, 100))
+    roles = split_roles(packed.train_labels, packed.classes, 0.05, 0.25, 1)
+    rows = deciding_rows(roles, tracks)
+    assert set(rows.tolist()) <= set(roles.validation.tolist())
+    assert not set(tracks[rows].tolist()) & set(tracks[roles.tuning].tolist())
+    assert 100 < len(rows) < len(roles.validation) / 2
 
 
 def test_a_speaker_of_the_real_digits_can_be_kept_for_the_test(data_root: Path) -> None:

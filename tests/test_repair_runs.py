@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from finepruning.data import Roles
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
-from finepruning.pipeline.defenses import enough_steps
+from finepruning.pipeline.defenses import deciding_rows, enough_steps
 from finepruning.pipeline.parts import Tuning
 from finepruning.pipeline.repairs import Repairs
 from finepruning.store import WEIGHTS, save_weights
@@ -51,6 +52,17 @@ def test_a_data_set_says_what_makes_images_harder_to_decide_with(tmp_path: Path)
     assert plain.harder is None
     assert harder is not None
     assert (harder.harder.gain, harder.copies) == (0.5, 4)
+
+
+def test_what_is_like_an_image_to_tune_on_does_not_decide() -> None:
+    tracks = torch.arange(1000) // 2  # rows 0 and 1 are alike, 2 and 3, ...
+    roles = Roles(torch.arange(600, 1000), torch.arange(1, 600, 3), torch.arange(0, 600, 3))
+    rows = deciding_rows(roles, tracks)
+    assert rows.tolist() == list(range(3, 600, 6))
+    assert not set((rows // 2).tolist()) & set((roles.tuning // 2).tolist())
+    assert torch.equal(deciding_rows(roles, None), roles.validation)
+    few = roles._replace(validation=roles.validation[:150])
+    assert torch.equal(deciding_rows(few, tracks), few.validation)  # too few would be left
 
 
 def test_a_rung_is_judged_on_harder_copies_too(quick_run: RunHere) -> None:
@@ -168,7 +180,9 @@ def test_processes_that_start_anew_take_finished_rungs_from_the_first(tmp_path: 
             save_weights(network, place / WEIGHTS)
 
         defense = SimpleNamespace(
-            module=SimpleNamespace(network=network), ladder=rungs, copies=0, harder=None
+            module=SimpleNamespace(network=network),
+            ladder=rungs,
+            data=SimpleNamespace(validation=[range(4)]),
         )
         options = {"max_drop": 1, "stop_early": False}
         suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)

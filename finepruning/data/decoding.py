@@ -23,16 +23,17 @@ CHUNK = 128  # files a thread reads in one go
 
 
 class Examples(NamedTuple):
-    """Files, a label each (N,), and the group (N,) of those that must not be separated."""
+    """Files, a label each (N,), the group (N,) of those that must not be separated, the track of each."""
 
     files: Sequence[str]
     labels: np.ndarray
     groups: np.ndarray | None = None
+    tracks: np.ndarray | None = None
 
     def part(self, rows: np.ndarray) -> "Examples":
         """Return the examples of ``rows``."""
-        groups = None if self.groups is None else self.groups[rows]
-        return Examples([self.files[row] for row in rows], self.labels[rows], groups)
+        both = (None if each is None else each[rows] for each in (self.groups, self.tracks))
+        return Examples([self.files[row] for row in rows], self.labels[rows], *both)
 
 
 def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
@@ -148,7 +149,7 @@ def decode_examples(
     train_values, train_kept = read_files(train.files, read, shape, on_error, dtype)
     test_values, test_kept = read_files(test.files, read, shape, on_error, dtype)
     train, test = train.part(train_kept), test.part(test_kept)
-    return Decoded(train_values, train.labels, test_values, test.labels, classes, train.groups)
+    return Decoded(train_values, train.labels, test_values, test.labels, classes, train.groups, train.tracks)
 
 
 def read_files(

@@ -21,7 +21,7 @@ from finepruning.store import held, sync, write_file
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "FINEPRUNING_DATA"
-FORMAT = 2  # part of every key; raise it when a decoder gives other values for the same file
+FORMAT = 3  # part of every key; raise it when a decoder gives other values for the same file
 
 
 class Decoded(NamedTuple):
@@ -36,6 +36,8 @@ class Decoded(NamedTuple):
         classes: Name of each class.
         train_groups: (N,) a number a group; training examples of one group stay in one role. None: each is
             its own.
+        train_tracks: (N,) a number a track: training examples of one track are nearly the same picture, such
+            as frames of one video. They may be in different roles. None: each is its own.
     """
 
     train: np.ndarray
@@ -44,6 +46,7 @@ class Decoded(NamedTuple):
     test_labels: np.ndarray
     classes: Sequence[str]
     train_groups: np.ndarray | None = None
+    train_tracks: np.ndarray | None = None
 
 
 class Source(Protocol):
@@ -69,7 +72,7 @@ class Packed:
     """A decoded data set, memory-mapped.
 
     ``fingerprint`` is a hash of the packed values themselves and of what the signal makes of them: equal data
-    has an equal fingerprint on every machine.
+    has an equal fingerprint on every machine. Tracks do not count: no network is trained on them.
     """
 
     train: Tensor
@@ -80,6 +83,7 @@ class Packed:
     fingerprint: str
     signal: nn.Module
     train_groups: Tensor | None = None
+    train_tracks: Tensor | None = None
 
 
 def data_roots(data_dir: str) -> list[Path]:
@@ -133,7 +137,7 @@ def _stamp(path: str | Path) -> tuple[str, int, int]:
     return str(path), stat.st_size, stat.st_mtime_ns
 
 
-_ARRAYS = ("train", "train_labels", "test", "test_labels", "train_groups")
+_ARRAYS = ("train", "train_labels", "test", "test_labels", "train_groups", "train_tracks")
 
 
 def _read(directory: Path, signal: nn.Module) -> Packed | None:
@@ -142,9 +146,9 @@ def _read(directory: Path, signal: nn.Module) -> Packed | None:
         about = json.loads((directory / "about.json").read_text())
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="c") for name in about["arrays"]}
         classes, fingerprint = about["classes"], about["fingerprint"]
-        untouched = _seal(directory, classes, about["arrays"], fingerprint) == about["seal"]
+        untouched = _seal(directory, classes, about["arrays"], fingerprint, about["hash"]) == about["seal"]
         # A broken seal is a copied cache, or a damaged one.
-        sound = untouched or _fingerprint(classes, arrays) == fingerprint
+        sound = untouched or _hash(classes, arrays) == about["hash"]
     except FileNotFoundError:
         if directory.exists():
             log.warning("The packed data in %s is incomplete and is made anew.", directory)
@@ -171,18 +175,18 @@ def is_sound(directory: Path) -> bool:
     try:
         about = json.loads((directory / "about.json").read_text())
         arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r") for name in about["arrays"]}
-        return _fingerprint(about["classes"], arrays) == str(about["fingerprint"])
+        return _hash(about["classes"], arrays) == str(about["hash"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return False
 
 
-def _seal(directory: Path, classes: Sequence[str], names: Sequence[str], fingerprint: str) -> str:
+def _seal(directory: Path, classes: Sequence[str], names: Sequence[str], *hashes: str) -> str:
     """Return a hash that changes when somebody writes to a file of the cache: cheaper than all values."""
     stamps = [_stamp(directory / f"{name}.npy")[1:] for name in names]
-    return hashlib.sha256(json.dumps([stamps, list(classes), fingerprint]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([stamps, list(classes), hashes]).encode()).hexdigest()
 
 
-def _fingerprint(classes: Sequence[str], arrays: dict[str, np.ndarray]) -> str:
+def _hash(classes: Sequence[str], arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for name, array in arrays.items():
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
@@ -195,7 +199,8 @@ def _write(decoded: Decoded, directory: Path, signal: nn.Module) -> int:
     values = {name: getattr(decoded, name) for name in _ARRAYS}
     arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if value is not None}
     size = sum(array.nbytes for array in arrays.values())
-    classes, names, fingerprint = list(decoded.classes), list(arrays), _fingerprint(decoded.classes, arrays)
+    classes, names = list(decoded.classes), list(arrays)
+    fingerprint = _hash(classes, {name: arrays[name] for name in names if name != "train_tracks"})
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -203,8 +208,10 @@ def _write(decoded: Decoded, directory: Path, signal: nn.Module) -> int:
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
             sync(partial / f"{name}.npy")
-        about = {"seal": _seal(partial, classes, names, fingerprint), "classes": classes, "arrays": names}
-        about |= {"data": _with_signal(fingerprint, signal), "fingerprint": fingerprint}
+        whole = _hash(classes, arrays)
+        about = {"seal": _seal(partial, classes, names, fingerprint, whole), "classes": classes}
+        about |= {"data": _with_signal(fingerprint, signal), "arrays": names}
+        about |= {"fingerprint": fingerprint, "hash": whole}
         write_file(partial / "about.json", json.dumps(about).encode())
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

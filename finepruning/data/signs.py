@@ -67,7 +67,8 @@ class GTSRB(ImageFiles):
         ``data_dir``, then downloaded there.
 
     The training images are tracks of 30 pictures of one sign. Tracks are split between the roles: the
-    smallest classes have seven of them, too few to keep together. Test images are of other signs.
+    smallest classes have seven of them, too few to keep together. Test images are of other signs, and a
+    validation image is like them only if no other of its track was tuned on.
 
     Args:
         data_dir: Folder with ``gtsrb``, or the folder that a download may fill.
@@ -103,7 +104,9 @@ class GTSRB(ImageFiles):
                 f"{root} has {len(folders)} class folders instead of 00000..00042. Delete the folder gtsrb "
                 "and run again to download it, or copy it anew."
             )
-        return examples
+        # .../00012/00003_00029.ppm: class, track of the class, frame
+        named = [path.rsplit("_", 1)[0] for path in examples.files]
+        return examples._replace(tracks=np.unique(named, return_inverse=True)[1])
 
     def _list_test(self) -> Examples:
         try:

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from finepruning.callbacks import PruneChannels
-from finepruning.data import Augment, DefenderData, ImageSet
+from finepruning.data import Augment, DefenderData, ImageSet, Roles
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
@@ -32,6 +32,7 @@ from finepruning.repair import Inspection, check_copies, check_max_drop, check_m
 
 log = logging.getLogger(__name__)
 
+LEAST_DECIDING = 100  # images: one of fewer would be more than a point
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
 TUNERS: dict[str, type[PrunedClassifier]] = {
     "finetune": FinePrunedClassifier,
@@ -136,8 +137,8 @@ def build_defense(
     config: DictConfig,
     network: nn.Module,
     train: ImageSet,
-    tuning_rows: torch.Tensor,
-    validation: torch.Tensor,
+    roles: Roles,
+    tracks: torch.Tensor | None,
     augment: nn.Module | None,
 ) -> Defense | None:
     """Build the defense around a network that will get the suspect's weights; None if there is none.
@@ -145,9 +146,9 @@ def build_defense(
     Args:
         config: The whole configuration.
         network: The network.
-        train: Training images, of which the next two are the defender's.
-        tuning_rows: (M,) rows to tune on.
-        validation: (N,) rows that decide.
+        train: Training images.
+        roles: Which of them are the defender's.
+        tracks: (N,) the track of each, as :class:`Decoded` has it; None: each is its own.
         augment: Changes the images to tune on by chance.
 
     Raises:
@@ -159,7 +160,7 @@ def build_defense(
     named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
     speed = {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
     defender = _Defender(
-        network, train.subset(tuning_rows), train.subset(validation), augment, config.seed, speed
+        network, train.subset(roles.tuning), train.subset(roles.validation), augment, config.seed, speed
     )
     ladder = _build_ladder(defender, config.defense, defense, named) if "ladder" in defense else []
     base = defender.make(
@@ -170,8 +171,29 @@ def build_defense(
     check_copies(deciding["copies"])
     harder = Augment(**deciding["augment"]) if deciding["augment"] else None
     return Defense(
-        **vars(base), inspection=inspection, ladder=ladder, harder=harder, copies=deciding["copies"]
+        **vars(base),
+        inspection=inspection,
+        ladder=ladder,
+        deciding=train.subset(deciding_rows(roles, tracks)),
+        harder=harder,
+        copies=deciding["copies"],
     )
+
+
+def deciding_rows(roles: Roles, tracks: torch.Tensor | None) -> torch.Tensor:
+    """Return the rows of validation images whose track has no image to tune on.
+
+    The others would be classified correctly by what the network has just learned by heart. Where fewer than
+    ``LEAST_DECIDING`` are left, all of them decide.
+
+    Args:
+        roles: Rows of the training images.
+        tracks: (N,) the track of each training image; None: each is its own.
+    """
+    if tracks is None:
+        return roles.validation
+    apart = ~torch.isin(tracks[roles.validation], tracks[roles.tuning])
+    return roles.validation[apart] if int(apart.sum()) >= LEAST_DECIDING else roles.validation
 
 
 def _build_ladder(

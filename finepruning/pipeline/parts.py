@@ -45,11 +45,13 @@ class Tuning:
 class Defense(Tuning):
     """What the defender does; the ladder holds tunings in rising strength, all of one network.
 
-    What a rung costs is counted on the validation images and on ``copies`` of each, which ``harder`` changes.
+    What a rung costs is counted on the ``deciding`` images, those to validate with that are not nearly an
+    image to tune on, and on ``copies`` of each, which ``harder`` changes.
     """
 
     inspection: Inspection | None = None
     ladder: Sequence[Tuning] = ()
+    deciding: ImageSet | None = None
     harder: nn.Module | None = None
     copies: int = 0
 

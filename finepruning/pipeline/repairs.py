@@ -106,6 +106,7 @@ class Repairs:
         network = self.defense.module.network
         suspect.load_into(network)
         before = self._right(network)
+        log.info("%s of %s validation images decide.", before.shape[-1], len(self.defense.data.validation[0]))
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
         reasons: list[str] = []
@@ -261,10 +262,13 @@ class Repairs:
         ]
 
     def _right(self, network: nn.Module) -> Tensor:
-        """Return which validation images, and which harder copies of them, a network gets right."""
+        """Return which images that decide, and which harder copies of them, a network gets right."""
         defense, seed = self.defense, self.options["tuning"].get("seed", 0)
+        images = defense.deciding or defense.data.validation[0]
         network.to(self.device)
-        return correct_copies(network, self._validation, defense.harder, defense.copies, seed)
+        return correct_copies(
+            network, lambda: images.batches(BATCH_SIZE, self.device), defense.harder, defense.copies, seed
+        )
 
     def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
         """Return at most ``sample`` images, spread over the set, and their labels."""
