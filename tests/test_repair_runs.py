@@ -239,6 +239,7 @@ REFUSED = {
     "defense.ladder=[]": r"defense\.ladder is empty\. Give it a rung",
     "defense.ladder=[0.05]": r"The rung 0\.05 has no options by name\. Write it like \{weight: 0\.05\}",
     "defense.ladder=[{wieght: 0.1}]": r"The tuner 'unlearn' has no option wieght\. It has .*, weight",
+    "defense.ladder=[{weight: heavy}]": r"A value of .* is of the wrong kind .*'weight': 'heavy'",
     "defense.ladder=[{tuner: clp, weight: 0.1}]": r"The tuner 'finetune' has no option weight",
     "defense.tuning.max_epochs=-1": r"max_epochs=-1 and batch_size=128 are no way to tune",
     "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",

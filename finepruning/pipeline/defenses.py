@@ -97,7 +97,12 @@ class _Defender:
                 f"The tuner {tuner!r} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
             )
         options = {key: value for key, value in options.items() if key in option_names(kind)}
-        module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
+        try:
+            module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
+        except TypeError as error:
+            raise ValueError(
+                f"A value of the tuner {tuner!r} is of the wrong kind ({error}): {options}. Change it."
+            ) from error
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs, **more)
 

@@ -170,8 +170,8 @@ class Repairs:
             }
             for rung, loss in zip(rungs, losses, strict=False)
         ]
-        if kept is None and losses:
-            reasons.append(why_none(losses, max_drop))
+        if kept is None:
+            reasons.append(why_none(losses, max_drop) if losses else "The suspect stays as it is.")
         reason = " ".join(reasons) or None
         if reason:
             log.warning(reason)
