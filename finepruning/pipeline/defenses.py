@@ -96,7 +96,8 @@ class _Defender:
             raise ValueError(
                 f"The tuner {tuner!r} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
             )
-        options = {key: value for key, value in options.items() if key in option_names(kind)}
+        kept = option_names(kind)
+        options = {key: value for key, value in options.items() if key in kept}
         try:
             module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         except TypeError as error:
