@@ -240,7 +240,8 @@ REFUSED = {
     "defense.ladder=[0.05]": r"The rung 0\.05 has no options by name\. Write it like \{weight: 0\.05\}",
     "defense.ladder=[{wieght: 0.1}]": r"The tuner 'unlearn' has no option wieght\. It has .*, weight",
     "defense.ladder=[{weight: heavy}]": r"A value of .* is of the wrong kind .*'weight': 'heavy'",
-    "defense.ladder=[{tuner: clp, weight: 0.1}]": r"The tuner 'finetune' has no option weight",
+    "defense.ladder=[{tuner: clp, weight: 0.1}]": r"'clp' has no option weight in a rung\. It has prune, u",
+    "defense.ladder=[{tuner: nad, teacher_epochs: 20}]": r"teacher_epochs=20 leave none of max_epochs=20",
     "defense.tuning.max_epochs=-1": r"max_epochs=-1 and batch_size=128 are no way to tune",
     "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",
     "defense.audit.max_success=0": r"max_success=0 is outside \(0, 1\]",
@@ -249,6 +250,7 @@ REFUSED = {
     "defense.tuning.temperature=0": r"temperature=0 must be above 0",
     "defense.tuning.radii=[3,1]": r"radii=\[3, 1\] are not a smallest and a largest L2 norm",
     "defense.tuning.perturbations=0": r"perturbations=0 is an empty pool",
+    "defense.tuning.perturbations=5": r"5 perturbations cannot have 7 goals\. Raise defense\.tuning\.pert",
     "defense.inspection.search.steps=0": r"steps=0 leaves nothing to search with",
 }
 

@@ -71,13 +71,18 @@ class NADClassifier(FinePrunedClassifier):
         """Make room for the teacher; a checkpoint, if there is one, is read later and brings it back."""
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
 
+    def check_epochs(self, max_epochs: int) -> None:
+        """Raise ValueError if none of ``max_epochs`` epochs is left to distill in."""
+        if max_epochs <= self.hparams["teacher_epochs"]:
+            raise ValueError(
+                f"teacher_epochs={self.hparams['teacher_epochs']} leave none of max_epochs={max_epochs} to "
+                "distill in. Raise defense.tuning.max_epochs above it."
+            )
+
     def on_train_start(self) -> None:
         """Keep the suspect, pruned channels included, in the teacher's place until there is a teacher."""
-        if self.trainer.max_epochs is not None and self.trainer.max_epochs <= self.hparams["teacher_epochs"]:
-            raise ValueError(
-                f"teacher_epochs={self.hparams['teacher_epochs']} leave none of max_epochs="
-                f"{self.trainer.max_epochs} to distill in. Raise defense.tuning.max_epochs above it."
-            )
+        if self.trainer.max_epochs is not None:
+            self.check_epochs(self.trainer.max_epochs)
         if self.trainer.global_step == 0:
             self.teacher.load_state_dict(self.network.state_dict())
 

@@ -85,6 +85,11 @@ class UnlearnedClassifier(FinePrunedClassifier):
         self.image_shape = list(image_shape)
         self._fill(pool_goals(perturbations, [], True), {}, None)  # until it is aimed
 
+    def check_room(self, suspicious: int) -> None:
+        """Raise ValueError if the pool has no room for that many suspicious classes, or no goal at all."""
+        options = self.hparams
+        pool_goals(options["perturbations"], range(suspicious), options["untargeted"] is not False)
+
     def aim_at(self, classes: Sequence[int], norms: Mapping[int, float | None], median: float | None) -> None:
         """Point the pool at suspicious classes, and, where that is wanted, away from the true one.
 

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from finepruning.callbacks import PruneChannels
-from finepruning.data import Augment, DefenderData, ImageSet, Roles
+from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
@@ -104,6 +104,8 @@ class _Defender:
             raise ValueError(
                 f"A value of the tuner {tuner!r} is of the wrong kind ({error}): {options}. Change it."
             ) from error
+        if isinstance(module, NADClassifier):
+            module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs, **more)
 
@@ -144,7 +146,7 @@ def build_defense(
     network: nn.Module,
     train: ImageSet,
     roles: Roles,
-    tracks: torch.Tensor | None,
+    packed: Packed,
     augment: nn.Module | None,
 ) -> Defense | None:
     """Build the defense around a network that will get the suspect's weights; None if there is none.
@@ -154,7 +156,7 @@ def build_defense(
         network: The network.
         train: Training images.
         roles: Which of them are the defender's.
-        tracks: (N,) the track of each, as :class:`Decoded` has it; None: each is its own.
+        packed: The data that they come from: their tracks and the classes.
         augment: Changes the images to tune on by chance.
 
     Raises:
@@ -173,6 +175,9 @@ def build_defense(
         defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
     )
     inspection: Inspection | None = build(config.defense.get("inspection"))
+    for module in (base.module, *(rung.module for rung in ladder)):
+        if isinstance(module, UnlearnedClassifier) and inspection is not None:
+            module.check_room(inspection.most_suspects(len(packed.classes)))
     deciding = defense.get("deciding") or {"copies": 0, "augment": None}
     check_copies(deciding["copies"])
     harder = Augment(**deciding["augment"]) if deciding["augment"] else None
@@ -180,7 +185,7 @@ def build_defense(
         **vars(base),
         inspection=inspection,
         ladder=ladder,
-        deciding=train.subset(deciding_rows(roles, tracks)),
+        deciding=train.subset(deciding_rows(roles, packed.train_tracks)),
         harder=harder,
         copies=deciding["copies"],
     )
@@ -227,7 +232,14 @@ def _build_ladder(
             whole[key] = own.pop(key)
         first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
         acting = _build_callbacks(whole)
-        values = (tuners[tuner].get("tuning") or NO_TUNING) | own
+        tuning = tuners[tuner].get("tuning")
+        if own and not tuning:
+            known = sorted({"prune", *set(whole) - {"layers", "callbacks"}})
+            raise ValueError(
+                f"The tuner {tuner!r} has no option {', '.join(sorted(own))} in a rung. It has "
+                f"{', '.join(known)}."
+            )
+        values = (tuning or NO_TUNING) | own
         ladder.append(defender.make(values, list(named) if first else [], first + acting, options=rung))
     return ladder
 

@@ -85,6 +85,10 @@ class Inspection:
             found += head[: min(1, self.suspicious) if clear else self.suspicious]
         return list(dict.fromkeys(found))
 
+    def most_suspects(self, num_classes: int) -> int:
+        """Return how many classes can be suspicious at once: the head of each ranking, all different."""
+        return min(len(FAMILIES) * self.suspicious, len(self.targets(num_classes)))
+
     def evidence(self, rankings: Rankings, names: Sequence[str]) -> list[str]:
         """Return a sentence for whatever stands out of a ranking."""
         sentences = []
