@@ -79,6 +79,7 @@ def gpus(accelerator: str, devices: int) -> int | None:
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)
 OmegaConf.register_new_resolver("cpu_precision", cpu_precision, replace=True)
 OmegaConf.register_new_resolver("around", lambda start, step, count: (start + step) % count, replace=True)
+OmegaConf.register_new_resolver("times", lambda number, factor: number * factor, replace=True)
 OmegaConf.register_new_resolver("gpus", gpus, replace=True)
 OmegaConf.register_new_resolver(
     "attack_name", lambda: attack_name(HydraConfig.get().runtime.choices), replace=True
