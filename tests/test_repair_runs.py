@@ -153,6 +153,13 @@ def test_a_rung_may_change_what_its_defense_prunes_by(tmp_path: Path) -> None:
     assert [rung.callbacks[0].u for rung in defense.ladder] == [2.0, 3.0]
 
 
+def test_the_first_rungs_tune_at_a_share_of_the_rate() -> None:
+    for more, rate in (([], 0.01), (["dataset=gtsrb"], 0.02), (["defense.tuning.learning_rate=0.2"], 0.2)):
+        first, second, *rest = composed("defense=auto", *more).defense.ladder
+        assert (first.learning_rate, second.learning_rate) == pytest.approx((rate / 4, rate / 2))
+        assert not any("learning_rate" in rung for rung in rest)
+
+
 def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: RunHere) -> None:
     ladder = "defense.ladder=[{weight: 0.05}, {weight: 0.05, learning_rate: 1.0e30}, {weight: 0.1}]"
     record = quick_run("defense=auto", *FAST, *UNLEARN, ladder, "defense.max_drop=1")
