@@ -112,7 +112,9 @@ def test_every_rung_that_was_scored_is_a_row_with_its_own_audit() -> None:
         {"options": {"weight": 0.03}, "loss": 0.004, "audit": {"evidence": True}},
         {"options": {"tuner": "sau", "weight": 0.2}, "loss": 0.02, "audit": {"evidence": False}},
     ]
+    around = "defense.max_drop=1.0 'defense.ladder=[{weight: 0.03}, {tuner: sau, weight: 0.2}]'"
     run = strong | {
+        "command": f"{strong['command']} {around}",  # which changes nothing in a rung
         "ladder": {"kept": 1, "rungs": walked},
         "audit": {"evidence": False},
         "stress": {"rungs": [each["scores"]["defended"] for each in (weak, strong)]},

@@ -30,6 +30,7 @@ FIELDS = (
     "commit",
 )
 UNCOUNTED = ("run", "stress")  # seconds that no defense needs
+OF_THE_WALK = ("defense.ladder", "defense.max_drop")
 UNTOLD = (
     "seed",
     "experiment",
@@ -99,14 +100,18 @@ def _score_fields(network: str, scores: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rung_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each rung that the referee scored, with the audit and the judged loss of that rung."""
+    """Return a row for each rung that the referee scored, with the audit and the judged loss of that rung.
+
+    Its setting leaves out what makes no difference to a rung: the ladder around it and the walk's budget.
+    """
     row = _row(record)
+    setting = _setting(record["command"], left_out=OF_THE_WALK)
     return [
         row
         | _score_fields("defended", scores)
         | {
             "setting": " ".join(
-                [row["setting"], *(f"{key}={value}" for key, value in rung["options"].items())]
+                [setting, *(f"{key}={value}" for key, value in rung["options"].items())]
             ).strip(),
             "evidence": rung["audit"]["evidence"],
             "rung": place,
@@ -167,11 +172,11 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def _setting(command: str) -> str:
-    """Return the keys that a command sets beside choices of groups, seeds and places."""
+def _setting(command: str, left_out: Sequence[str] = ()) -> str:
+    """Return the keys that a command sets beside choices of groups, seeds, places and what is left out."""
     pairs = [word.split("=", 1) for word in shlex.split(command) if "=" in word]
     told = [(key, value) for key, value in pairs if "." in key and key.split(".")[0] not in UNTOLD]
-    return " ".join(f"{key}={value}" for key, value in told if value != "null")
+    return " ".join(f"{key}={value}" for key, value in told if value != "null" and key not in left_out)
 
 
 def read(file: Path) -> list[dict[str, str]]:
