@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from finepruning.attacks import Attack
 from finepruning.attacks.triggers import PatchTrigger
 from finepruning.callbacks import PruneChannels
-from finepruning.data import AttackerData, DefenderData, ImageSet, pack, split_roles
+from finepruning.data import AttackerData, Augment, DefenderData, ImageSet, pack, split_roles
 from finepruning.data.digits import Digits
 from finepruning.modules import (
     ANPClassifier,
@@ -71,7 +71,8 @@ def network(weights: dict[str, torch.Tensor] | None = None) -> DigitsCNN:
 def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, list[Any]]:
     """Return a module, its data and its callbacks."""
     roles = split_roles(digits.labels, [str(k) for k in range(10)], 0.3, 0.5, 1)
-    defender = DefenderData(digits.subset(roles.tuning), digits.subset(roles.validation), 64, 1)
+    augment = Augment(shift=1)
+    defender = DefenderData(digits.subset(roles.tuning), digits.subset(roles.validation), 64, 1, augment)
     clean = digits.subset(roles.attacker)
     if issubclass(kind, PrunedClassifier):
         more = OPTIONS.get(kind, {})
@@ -81,10 +82,10 @@ def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, li
         attack = Attack(PatchTrigger(2, 1.0), 0.1, target_label=0)
         return (
             kind(network(), **TRAINING),
-            AttackerData(attack.poison(clean), [clean, attack.watched(clean)], 64, 1),
+            AttackerData(attack.poison(clean), [clean, attack.watched(clean)], 64, 1, augment),
             [],
         )
-    return kind(network(), **TRAINING), AttackerData(clean, [clean], 64, 1), []
+    return kind(network(), **TRAINING), AttackerData(clean, [clean], 64, 1, augment), []
 
 
 def fit(

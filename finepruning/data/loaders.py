@@ -107,7 +107,15 @@ class _Data(LightningDataModule):
     def _loader(self, images: ImageSet, shuffle_seed: int | None) -> DataLoader[RawBatch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         rows = BatchRows(len(images), self.batch_size, shuffle_seed, rank, world_size)
-        return DataLoader(images, sampler=rows, batch_size=None, pin_memory=torch.cuda.is_available())
+        return DataLoader(
+            images,
+            sampler=rows,
+            batch_size=None,
+            pin_memory=torch.cuda.is_available(),
+            # not the global one: a new iterator draws from it, after the epoch is seeded, but before where a
+            # training is resumed, and what changes images by chance would come out otherwise
+            generator=torch.Generator(),
+        )
 
 
 class AttackerData(_Data):
