@@ -112,8 +112,8 @@ class _Data(LightningDataModule):
             sampler=rows,
             batch_size=None,
             pin_memory=torch.cuda.is_available(),
-            # not the global one: every iterator draws from it, after an epoch is seeded, but before in the first
-            # of a resumed training, whose images would then be changed by other chances
+            # not the global one: every iterator draws from it, after an epoch is seeded, but before where a
+            # training is resumed, whose images would then be changed by other chances
             generator=torch.Generator(),
         )
 
