@@ -14,7 +14,7 @@ from finepruning.data.packed import Source
 from finepruning.data.signs import GTSRB, ItalianSigns
 from finepruning.data.speech import FSDD
 from finepruning.data.waveforms import LogMel
-from finepruning.pipeline.defenses import deciding_rows
+from finepruning.pipeline.defenses import fold_rows
 
 FACE = [55, 47]
 
@@ -112,9 +112,7 @@ def test_no_frame_of_the_italian_signs_is_on_two_sides(packs: Callable[[str], Pa
     assert sum(map(len, kept)) == len(set.union(*kept)) == len(frames[0])
 
 
-def test_german_signs_decide_only_where_no_other_picture_of_the_sign_is_tuned_on(
-    packs: Callable[[str], Packed],
-) -> None:
+def test_pictures_of_one_german_sign_are_in_one_fold(packs: Callable[[str], Packed]) -> None:
     packed = packs("gtsrb")
     tracks = packed.train_tracks
     assert tracks is not None
@@ -122,10 +120,12 @@ def test_german_signs_decide_only_where_no_other_picture_of_the_sign_is_tuned_on
     assert tracks.bincount().unique().tolist() == [29, 30]
     assert all(len(packed.train_labels[tracks == track].unique()) == 1 for track in range(0, 1307, 100))
     roles = split_roles(packed.train_labels, packed.classes, 0.05, 0.25, 1)
-    rows = deciding_rows(roles, tracks)
-    assert set(rows.tolist()) <= set(roles.validation.tolist())
-    assert not set(tracks[rows].tolist()) & set(tracks[roles.tuning].tolist())
-    assert 100 < len(rows) < len(roles.validation) / 2
+    folds = fold_rows(roles, packed, 3, 1)
+    kept = [set(tracks[rows].tolist()) for _, rows in folds]
+    assert sum(map(len, kept)) == len(set.union(*kept)) > 700
+    for tuned, judging in folds:
+        assert 600 < len(judging) < 710
+        assert len(packed.train_labels[tuned].unique()) == 43
 
 
 def test_a_speaker_of_the_real_digits_can_be_kept_for_the_test(data_root: Path) -> None:

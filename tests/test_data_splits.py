@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finepruning.data import Roles, split_roles
+from finepruning.data import Roles, split_folds, split_roles
 
 SIZES = st.lists(st.integers(20, 90), min_size=2, max_size=8)
 FRACTIONS = st.floats(0.15, 0.5)
@@ -62,6 +62,33 @@ def test_groups_are_never_divided_and_shares_miss_by_less_than_a_group(
     held = torch.tensor([round(fraction * size) for size in sizes])
     off = torch.bincount(labels[torch.cat([roles.tuning, roles.validation])], minlength=len(sizes)) - held
     assert (off.abs() < 2 * largest).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, SEEDS, st.integers(1, 6), st.integers(1, 4))
+def test_folds_share_classes_evenly_and_divide_no_group(
+    sizes: list[int], seed: int, folds: int, largest: int
+) -> None:
+    labels = shuffled(sizes, seed)
+    groups = torch.empty_like(labels)
+    groups[labels.argsort(stable=True)] = torch.arange(len(labels)) // largest
+    fold = split_folds(labels, folds, seed, groups)
+    assert torch.equal(fold, split_folds(labels, folds, seed, groups))
+    assert all(len(fold[groups == group].unique()) == 1 for group in groups.unique())
+    sizes_of_folds = torch.bincount(fold, minlength=folds)
+    assert int(sizes_of_folds.max() - sizes_of_folds.min()) < 2 * largest
+    alone = split_folds(labels, folds, seed)
+    for label in range(len(sizes)):
+        counts = torch.bincount(alone[labels == label], minlength=folds)
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_a_number_of_folds_that_leaves_one_empty_is_refused() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"folds=0 cannot be made of 4 images\. Set defense\.folds"):
+        split_folds(labels, 0, 1)
+    with pytest.raises(ValueError, match=r"folds=3 cannot be made of 4 images in 2 groups .* at most 2\."):
+        split_folds(labels, 3, 1, torch.tensor([5, 5, 9, 9]))
 
 
 def test_groups_of_several_classes_stay_together() -> None:

@@ -2,17 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from finepruning.metrics import Rate
 from finepruning.repair import (
     PairedLoss,
+    average,
     check_accuracy,
-    check_copies,
     check_max_drop,
     check_max_success,
     climb,
-    correct_copies,
     missing_classes,
     paired_loss,
     rankings_record,
@@ -20,7 +19,7 @@ from finepruning.repair import (
     why_none,
 )
 from finepruning.repair.report import page, picture, write_pictures
-from tests.test_inversion import NAMES, ByMeans, rankings, trigger, two_classes
+from tests.test_inversion import NAMES, rankings, trigger
 
 
 def test_a_paired_loss_counts_only_images_on_which_the_networks_differ() -> None:
@@ -35,42 +34,31 @@ def test_a_paired_loss_counts_only_images_on_which_the_networks_differ() -> None
     assert not loss.inside(0.029)
 
 
-def test_copies_of_an_image_count_as_one_image_in_the_interval() -> None:
-    before = torch.ones(4, 50, dtype=torch.bool)
+def test_images_that_are_alike_lose_together_in_the_interval() -> None:
+    before = torch.ones(200, dtype=torch.bool)
     after = before.clone()
-    after[:, :2] = False  # two images are lost in all four copies
-    after[0, 2] = False  # one in one of them
-    loss = paired_loss(before, after)
-    assert (loss.lost, loss.gained, loss.total) == (9, 0, 200)
-    assert loss.value == pytest.approx(9 / 200)
-    # 9 / 4 of 50 images, squares 1 + 1 + 1 / 16: (2.25 +- 1.96 sqrt(2.0625 + 1 - 2.25^2 / 52)) / 52
-    assert loss.interval == pytest.approx((-0.02163, 0.10817), abs=1e-4)
-    one = paired_loss(before[:1], after[:1])
-    assert one.interval == pytest.approx(paired_loss(before[0], after[0]).interval)
+    after[:5] = False
+    groups = torch.arange(200) // 4  # four images of the first group are lost, one of the second
+    loss = paired_loss(before, after, groups)
+    assert (loss.lost, loss.gained, loss.total, loss.squares) == (5, 0, 200, 4**2 + 1)
+    # (5 +- 1.96 sqrt(17 + 1 - 25 / 202)) / 202
+    assert loss.interval == pytest.approx((-0.01627, 0.06577), abs=1e-4)
+    alone = paired_loss(before, after, torch.arange(200))
+    assert alone.interval == pytest.approx(paired_loss(before, after).interval)
+    gained = paired_loss(after, before, groups)
+    assert gained.value == -loss.value
+    assert gained.squares == loss.squares
 
 
-class Darker(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images * torch.rand(len(images), 1, 1, 1)
-
-
-def test_every_network_is_judged_on_the_same_copies() -> None:
-    images, labels = two_classes()
-    seen: list[Tensor] = []
-
-    class Sees(ByMeans):
-        def forward(self, images: Tensor) -> Tensor:
-            seen.append(images)
-            return super().forward(images)
-
-    for _ in range(2):
-        right = correct_copies(Sees(), lambda: [(images, labels)], Darker(), 2, seed=3)
-        torch.rand(1)
-    assert right.shape == (3, 12)
-    assert torch.equal(seen[0], images)
-    assert torch.equal(torch.stack(seen[:3]), torch.stack(seen[3:]))
-    assert not torch.equal(seen[1], seen[2])
-    assert correct_copies(Sees(), lambda: [(images, labels)], None, 2, seed=3).shape == (1, 12)
+def test_the_average_of_networks_is_that_of_their_weights() -> None:
+    networks = [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(3)]
+    networks[0][1].num_batches_tracked += 7
+    mean = average([network.state_dict() for network in networks])
+    assert torch.allclose(mean["0.weight"], sum(network[0].weight for network in networks) / 3)
+    assert mean["0.weight"].dtype == torch.float32
+    assert int(mean["1.num_batches_tracked"]) == 7
+    alone = average([networks[1].state_dict()])
+    assert all(torch.equal(alone[name], tensor) for name, tensor in networks[1].state_dict().items())
 
 
 def walk(lost: list[int], max_drop: float, enough: set[int] = frozenset()) -> tuple[list[int], int | None]:
@@ -95,7 +83,6 @@ def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
     assert "max_drop=0.01: the weakest loses 2 of 100 validation images. " in why_none(
         [PairedLoss(2, 0, 100)], 0.01
     )
-    assert "9 of 200 validation images and copies of them" in why_none([PairedLoss(9, 0, 200, 4, 2.1)], 0.01)
 
 
 def test_a_budget_of_0_keeps_a_rung_that_loses_nothing() -> None:
@@ -116,8 +103,6 @@ def test_a_rung_of_which_nothing_came_ends_the_walk() -> None:
 def test_limits_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"max_drop=1\.5 is outside \[0, 1\]"):
         check_max_drop(1.5)
-    with pytest.raises(ValueError, match=r"copies=-1 is below 0\. Change defense\.deciding\.copies"):
-        check_copies(-1)
     with pytest.raises(ValueError, match=r"max_success=0 is outside \(0, 1\]"):
         check_max_success(0)
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from finepruning.data import Roles
+from finepruning.data import ImageSet, Roles
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
-from finepruning.pipeline.defenses import deciding_rows, enough_steps
-from finepruning.pipeline.parts import Tuning
+from finepruning.pipeline.defenses import enough_steps, fold_rows
+from finepruning.pipeline.parts import Fold, Rung, Tuning
 from finepruning.pipeline.repairs import Repairs
 from finepruning.store import WEIGHTS, save_weights
 from tests.conftest import composed
@@ -44,33 +44,26 @@ def test_unlearning_varies_images_as_the_data_set_says(tmp_path: Path) -> None:
     assert [step.rows for step in varied.data.augment] == [0, 1]  # the data set's own, then this
 
 
-def test_a_data_set_says_what_makes_images_harder_to_decide_with(tmp_path: Path) -> None:
-    places = (f"store_dir={tmp_path}", "name=a", "group=b", "defense=auto")
-    plain = build_parts(composed(*places)).defense
-    harder = build_parts(composed(*places, "+repair={harder: {gain: 0.5}}")).defense
-    assert plain is not None
-    assert plain.harder is None
-    assert harder is not None
-    assert (harder.harder.gain, harder.copies) == (0.5, 4)
-
-
-def test_what_is_like_an_image_to_tune_on_does_not_decide() -> None:
+def test_a_rung_is_judged_by_pictures_unlike_those_that_it_tuned_on() -> None:
     tracks = torch.arange(1000) // 2  # rows 0 and 1 are alike, 2 and 3, ...
     roles = Roles(torch.arange(600, 1000), torch.arange(1, 600, 3), torch.arange(0, 600, 3))
-    rows = deciding_rows(roles, tracks)
-    assert rows.tolist() == list(range(3, 600, 6))
-    assert not set((rows // 2).tolist()) & set((roles.tuning // 2).tolist())
-    assert torch.equal(deciding_rows(roles, None), roles.validation)
-    few = roles._replace(validation=roles.validation[:150])
-    assert torch.equal(deciding_rows(few, tracks), few.validation)  # too few would be left
+    packed = SimpleNamespace(
+        train_labels=torch.arange(1000) // 20 % 5, train_tracks=tracks, train_groups=None
+    )
+    folds = fold_rows(roles, packed, 3, seed=1)
+    held = torch.cat([judging for _, judging in folds])
+    assert held.sort().values.tolist() == sorted(roles.tuning.tolist() + roles.validation.tolist())
+    for tuned, judging in folds:
+        assert len(tuned) + len(judging) == 400
+        assert not set((tuned // 2).tolist()) & set((judging // 2).tolist())
+    assert fold_rows(roles, packed, 1, seed=1) == [(roles.tuning, roles.validation)]
 
 
-def test_a_rung_is_judged_on_harder_copies_too(quick_run: RunHere) -> None:
+def test_without_folds_the_images_to_validate_with_decide(quick_run: RunHere) -> None:
     options = ("defense=auto", *FAST, *UNLEARN, "defense.ladder=[{weight: 0.1}]", "defense.max_drop=1")
-    alone = quick_run(*options)["ladder"]["rungs"][0]
-    copied = quick_run(*options, "defense.deciding={copies: 2, augment: {gain: 1.0}}")["ladder"]["rungs"][0]
-    assert (alone["copies"], copied["copies"]) == (1, 3)
-    assert copied["total"] == 3 * alone["total"]
+    (folded,) = quick_run(*options)["ladder"]["rungs"]
+    (plain,) = quick_run(*options, "defense.folds=1")["ladder"]["rungs"]
+    assert (folded["total"], plain["total"]) == (136, 66)
 
 
 def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_path: Path) -> None:
@@ -150,13 +143,16 @@ def test_a_rung_may_change_what_its_defense_prunes_by(tmp_path: Path) -> None:
         composed("defense=auto", ladder, f"store_dir={tmp_path}", "name=a", "group=b")
     ).defense
     assert defense is not None
-    assert [rung.callbacks[0].u for rung in defense.ladder] == [2.0, 3.0]
+    assert [[tuning.callbacks[0].u for tuning in rung.tunings] for rung in defense.ladder] == [
+        [2.0] * 3,
+        [3.0] * 3,
+    ]
 
 
-def test_the_first_rungs_tune_at_a_share_of_the_rate() -> None:
+def test_the_first_rung_tunes_at_half_the_rate() -> None:
     for more, rate in (([], 0.01), (["dataset=gtsrb"], 0.02), (["defense.tuning.learning_rate=0.2"], 0.2)):
-        first, second, *rest = composed("defense=auto", *more).defense.ladder
-        assert (first.learning_rate, second.learning_rate) == pytest.approx((rate / 4, rate / 2))
+        first, *rest = composed("defense=auto", *more).defense.ladder
+        assert first.learning_rate == pytest.approx(rate / 2)
         assert not any("learning_rate" in rung for rung in rest)
 
 
@@ -167,13 +163,15 @@ def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: Run
     assert "Rung 2 is undone: The loss became" in record["ladder"]["reason"]
 
 
-def test_processes_that_start_anew_take_finished_rungs_from_the_first(tmp_path: Path) -> None:
+def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
-    rungs = [Tuning(None, [], None, [], 1, options={"weight": weight}) for weight in (1, 2, 3)]
+    tuning = Tuning(None, [], None, [], 1)
+    images = ImageSet.whole(torch.zeros(4, 2), torch.zeros(4), nn.Identity())
+    rungs = [Rung({"weight": weight}, [tuning, tuning]) for weight in (1, 2)]
     told: list[Any] = []
 
     class Ladder(Repairs):
-        def _right(self, network: nn.Module) -> torch.Tensor:
+        def _right(self, network: nn.Module, fold: Fold) -> torch.Tensor:
             return torch.ones(4, dtype=torch.bool)
 
         def _audit(self, network: nn.Module, inspected: Any) -> dict[str, Any]:
@@ -183,13 +181,13 @@ def test_processes_that_start_anew_take_finished_rungs_from_the_first(tmp_path: 
         trained: list[str] = []
 
         def fit(module: Any, data: Any, callbacks: Any, place: Path, **_: Any) -> None:
-            trained.append(place.name)
+            trained.append(f"{place.parent.name}/{place.name}")
             save_weights(network, place / WEIGHTS)
 
         defense = SimpleNamespace(
             module=SimpleNamespace(network=network),
             ladder=rungs,
-            data=SimpleNamespace(validation=[range(4)]),
+            folds=[Fold(images, torch.arange(4)), Fold(images, torch.arange(4, 8))],
         )
         options = {"max_drop": 1, "stop_early": False}
         suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
@@ -197,12 +195,13 @@ def test_processes_that_start_anew_take_finished_rungs_from_the_first(tmp_path: 
         return trained
 
     first, other = tmp_path / "first", tmp_path / "other"
-    (first / "rung-1").mkdir(parents=True)
+    (first / "rung-1" / "fold-1").mkdir(parents=True)
     other.mkdir()
-    save_weights(network, first / "rung-1" / WEIGHTS)  # of a walk that was interrupted in rung 2
-    assert climb(first, lambda message: told.append(message) or message) == ["rung-2", "rung-3"]
+    save_weights(network, first / "rung-1" / "fold-1" / WEIGHTS)  # of a walk that was interrupted then
+    rest = ["rung-1/fold-2", "rung-2/fold-1", "rung-2/fold-2"]
+    assert climb(first, lambda message: told.append(message) or message) == rest
     messages = iter(told)
-    assert climb(other, lambda _: next(messages)) == ["rung-2", "rung-3"]
+    assert climb(other, lambda _: next(messages)) == rest
     assert next(messages, None) is None
 
 

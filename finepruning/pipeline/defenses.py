@@ -4,16 +4,16 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from finepruning.callbacks import PruneChannels
-from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
+from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles, split_folds
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
@@ -26,13 +26,12 @@ from finepruning.modules import (
     SAUClassifier,
     UnlearnedClassifier,
 )
-from finepruning.pipeline.parts import Defense, Tuning
+from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
 from finepruning.pipeline.targets import build
-from finepruning.repair import Inspection, check_copies, check_max_drop, check_max_success
+from finepruning.repair import Inspection, check_max_drop, check_max_success
 
 log = logging.getLogger(__name__)
 
-LEAST_DECIDING = 100  # images: one of fewer would be more than a point
 NO_TUNING = {"max_epochs": 0, "batch_size": 256}
 TUNERS: dict[str, type[PrunedClassifier]] = {
     "finetune": FinePrunedClassifier,
@@ -66,9 +65,7 @@ class _Defender:
     seed: int
     speed: Mapping[str, Any]
 
-    def make(
-        self, values: Mapping[str, Any], layers: list[str], callbacks: list[Callback], **more: Any
-    ) -> Tuning:
+    def make(self, values: Mapping[str, Any], layers: list[str], callbacks: list[Callback]) -> Tuning:
         """Return what tunes the network with the values of a configuration."""
         options = dict(values)
         tuner = options.pop("tuner", "finetune")
@@ -107,7 +104,7 @@ class _Defender:
         if isinstance(module, NADClassifier):
             module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
-        return Tuning(module, layers, data, callbacks, max_epochs, **more)
+        return Tuning(module, layers, data, callbacks, max_epochs)
 
 
 def option_names(kind: type[PrunedClassifier]) -> set[str]:
@@ -167,50 +164,50 @@ def build_defense(
     defense: dict[str, Any] = OmegaConf.to_container(config.defense, resolve=True)  # type: ignore[assignment]
     named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
     speed = {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
-    defender = _Defender(
-        network, train.subset(roles.tuning), train.subset(roles.validation), augment, config.seed, speed
-    )
-    ladder = _build_ladder(defender, config.defense, defense, named) if "ladder" in defense else []
+    validation = train.subset(roles.validation)
+    defender = _Defender(network, train.subset(roles.tuning), validation, augment, config.seed, speed)
+    folds: list[Fold] = []
+    ladder: list[Rung] = []
+    if "ladder" in defense:
+        parts = fold_rows(roles, packed, defense["folds"], config.seed)
+        folds = [Fold(train.subset(rows), _alike(packed, rows)) for _, rows in parts]
+        without = [replace(defender, tuning=train.subset(rows)) for rows, _ in parts]
+        ladder = _build_ladder(without, config.defense, defense, named)
     base = defender.make(
         defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
     )
     inspection: Inspection | None = build(config.defense.get("inspection"))
-    for module in (base.module, *(rung.module for rung in ladder)):
-        if isinstance(module, UnlearnedClassifier) and inspection is not None:
-            module.check_room(inspection.most_suspects(len(packed.classes)))
-    deciding = defense.get("deciding") or {"copies": 0, "augment": None}
-    check_copies(deciding["copies"])
-    harder = Augment(**deciding["augment"]) if deciding["augment"] else None
-    return Defense(
-        **vars(base),
-        inspection=inspection,
-        ladder=ladder,
-        deciding=train.subset(deciding_rows(roles, packed.train_tracks)),
-        harder=harder,
-        copies=deciding["copies"],
-    )
+    for tuning in (base, *(tuning for rung in ladder for tuning in rung.tunings)):
+        if isinstance(tuning.module, UnlearnedClassifier) and inspection is not None:
+            tuning.module.check_room(inspection.most_suspects(len(packed.classes)))
+    return Defense(**vars(base), inspection=inspection, ladder=ladder, folds=folds)
 
 
-def deciding_rows(roles: Roles, tracks: torch.Tensor | None) -> torch.Tensor:
-    """Return the rows of validation images whose track has no image to tune on.
+def fold_rows(roles: Roles, packed: Packed, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return for each fold the rows to tune on and those that judge; 1: as the roles have them.
 
-    The others would be classified correctly by what the network has just learned by heart. Where fewer than
-    ``LEAST_DECIDING`` are left, all of them decide.
-
-    Args:
-        roles: Rows of the training images.
-        tracks: (N,) the track of each training image; None: each is its own.
+    Pictures that are alike are in one fold: a network knows by heart what is like those that it was tuned on.
     """
-    if tracks is None:
-        return roles.validation
-    apart = ~torch.isin(tracks[roles.validation], tracks[roles.tuning])
-    return roles.validation[apart] if int(apart.sum()) >= LEAST_DECIDING else roles.validation
+    if folds == 1:
+        return [(roles.tuning, roles.validation)]
+    rows = torch.cat([roles.tuning, roles.validation]).sort().values
+    fold = split_folds(packed.train_labels[rows], folds, seed, _alike(packed, rows))
+    return [(rows[fold != number], rows[fold == number]) for number in range(folds)]
+
+
+def _alike(packed: Packed, rows: Tensor) -> Tensor:
+    """Return the number of each row's track, or else of its group; where there are none, each is its own."""
+    groups = packed.train_groups if packed.train_tracks is None else packed.train_tracks
+    return rows if groups is None else groups[rows]
 
 
 def _build_ladder(
-    defender: _Defender, config: DictConfig, defense: Mapping[str, Any], named: Sequence[str]
-) -> list[Tuning]:
-    """Build the rungs of a ladder; ``defense`` is its configuration as plain values."""
+    defenders: Sequence[_Defender], config: DictConfig, defense: Mapping[str, Any], named: Sequence[str]
+) -> list[Rung]:
+    """Build the rungs of a ladder, each with a tuning for every fold of the defender's images.
+
+    ``defense`` is its configuration as plain values.
+    """
     check_max_drop(defense["max_drop"])
     check_max_success(defense["audit"]["max_success"])
     if not defense["ladder"]:
@@ -230,17 +227,20 @@ def _build_ladder(
         whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())
         for key in set(own) & set(whole) - {"tuning"}:  # of the defense, not of its training
             whole[key] = own.pop(key)
-        first: list[Callback] = [] if rung.get("prune") is None else [PruneChannels(max_drop=rung["prune"])]
-        acting = _build_callbacks(whole)
-        tuning = tuners[tuner].get("tuning")
+        prune, tuning = rung.get("prune"), tuners[tuner].get("tuning")
         if own and not tuning:
             known = sorted({"prune", *set(whole) - {"layers", "callbacks"}})
             raise ValueError(
                 f"The tuner {tuner!r} has no option {', '.join(sorted(own))} in a rung. It has "
                 f"{', '.join(known)}."
             )
-        values = (tuning or NO_TUNING) | own
-        ladder.append(defender.make(values, list(named) if first else [], first + acting, options=rung))
+        tunings = []
+        for defender in defenders:
+            first: list[Callback] = [] if prune is None else [PruneChannels(max_drop=prune)]
+            layers = [] if prune is None else list(named)
+            acting = first + _build_callbacks(whole)
+            tunings.append(defender.make((tuning or NO_TUNING) | own, layers, acting))
+        ladder.append(Rung(rung, tunings))
     return ladder
 
 

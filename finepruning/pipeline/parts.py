@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from finepruning.attacks import Attack
 from finepruning.callbacks import PruneChannels
@@ -23,17 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tuning:
-    """A module, the layers that are pruned, the data, and the callbacks that act on them.
-
-    ``options`` is a rung's own part of the configuration.
-    """
+    """A module, the layers that are pruned, the data, and the callbacks that act on them."""
 
     module: Classifier
     layers: list[str]
     data: DefenderData
     callbacks: list[Callback]
     max_epochs: int
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def pruning(self) -> PruneChannels | None:
@@ -42,18 +38,36 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Defense(Tuning):
-    """What the defender does; the ladder holds tunings in rising strength, all of one network.
+class Fold:
+    """A part of the defender's images that judges what was tuned on the others.
 
-    What a rung costs is counted on the ``deciding`` images, those to validate with that are not nearly an
-    image to tune on, and on ``copies`` of each, which ``harder`` changes.
+    Args:
+        images: The part.
+        groups: (N,) number of the group of pictures that are alike.
+    """
+
+    images: ImageSet
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A strength of a ladder: its own part of the configuration, and a tuning without each fold."""
+
+    options: Mapping[str, Any]
+    tunings: Sequence[Tuning]
+
+
+@dataclass(frozen=True)
+class Defense(Tuning):
+    """What the defender does; the ladder holds rungs of rising strength, all of one network.
+
+    A rung's network is the average of those that it tuned, and what it costs is counted on the folds.
     """
 
     inspection: Inspection | None = None
-    ladder: Sequence[Tuning] = ()
-    deciding: ImageSet | None = None
-    harder: nn.Module | None = None
-    copies: int = 0
+    ladder: Sequence[Rung] = ()
+    folds: Sequence[Fold] = ()
 
     @property
     def acts(self) -> bool:

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from finepruning.data import ImageSet
 from finepruning.metrics import Rate
 from finepruning.modules import DivergedError, UnlearnedClassifier
-from finepruning.pipeline.parts import Defense, Tuning
+from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
 from finepruning.repair import (
     UNTARGETED,
     Inspection,
     PairedLoss,
     Rankings,
+    average,
     check_accuracy,
     climb,
     compare,
     correct,
-    correct_copies,
     load_triggers,
     missing_classes,
     paired_loss,
@@ -34,7 +34,7 @@ from finepruning.repair import (
     why_none,
 )
 from finepruning.repair.report import page, write_pictures
-from finepruning.store import WEIGHTS, Stage, load_weights
+from finepruning.store import WEIGHTS, Stage, load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -97,42 +97,41 @@ class Repairs:
         found = inspected.about["result"]
         additive = found["rankings"]["additive"]
         norms = {row["target"]: row["norm"] for row in additive["ranking"]}
-        for tuning in (self.defense, *self.defense.ladder):
+        tunings = (tuning for rung in self.defense.ladder for tuning in rung.tunings)
+        for tuning in (self.defense, *tunings):
             if isinstance(tuning.module, UnlearnedClassifier):
                 tuning.module.aim_at(found["suspicious"], norms, additive["median"])
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
-        network = self.defense.module.network
+        network, folds = self.defense.module.network, self.defense.folds
         suspect.load_into(network)
-        before = self._right(network)
-        log.info("%s of %s validation images decide.", before.shape[-1], len(self.defense.data.validation[0]))
+        before = [self._right(network, fold) for fold in folds]
+        log.info("%s images decide, in %s folds.", sum(map(len, before)), len(folds))
+        groups = torch.cat([fold.groups for fold in folds])
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
         reasons: list[str] = []
 
-        def attempt(rung: Tuning) -> PairedLoss | None:
+        def attempt(rung: Rung) -> PairedLoss | None:
             place = places[id(rung)]
             log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
-            suspect.load_into(network)
-            place.mkdir(exist_ok=True)
-            # after an interruption the first process alone has rungs that are finished
-            finished = self.share(place if (place / WEIGHTS).exists() else None)
-            if finished not in (None, place):
-                shutil.copy(finished / WEIGHTS, place / WEIGHTS)
-            if finished is None:
-                logs, epochs = f"defended/{place.name}", rung.max_epochs
+            after, tuned = [], []
+            for number, (tuning, fold) in enumerate(zip(rung.tunings, folds, strict=True), start=1):
                 try:
-                    self.fit(rung.module, rung.data, rung.callbacks, place, logs=logs, max_epochs=epochs)
+                    self._tune(network, suspect, tuning, place / f"fold-{number}")
                 except DivergedError as error:
                     reasons.append(f"Rung {place.name.removeprefix('rung-')} is undone: {error}")
                     return None
-            load_weights(network, place / WEIGHTS)
+                after.append(self._right(network, fold))
+                tuned.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+            network.load_state_dict(average(tuned))
+            save_weights(network, place / WEIGHTS)
             # the first process decides, so that all leave the walk at the same rung
-            loss: PairedLoss = self.share(paired_loss(before, self._right(network)))
+            loss: PairedLoss = self.share(paired_loss(torch.cat(before), torch.cat(after), groups))
             return loss
 
-        def passes(rung: Tuning) -> bool:
+        def passes(rung: Rung) -> bool:
             audits[id(rung)] = self.share(self._audit(network, inspected))
             return not audits[id(rung)]["evidence"]
 
@@ -154,11 +153,10 @@ class Repairs:
             log.info("Rung %s stays: %.1f points.", kept + 1, 100 * losses[kept].value)
         log.info("Audit: %s.", audit["verdict"])
         for place in places.values():
+            for fold in place.glob("fold-*"):
+                shutil.rmtree(fold)
             if not self.keep_rungs:
                 shutil.rmtree(place, ignore_errors=True)
-            for rest in place.glob("*"):
-                if rest.name != WEIGHTS:
-                    rest.unlink()  # what an interrupted training would go on from
         walked = [
             {
                 "options": dict(rung.options),
@@ -261,14 +259,24 @@ class Repairs:
             for (family, _), name in zip(failed, names, strict=True)
         ]
 
-    def _right(self, network: nn.Module) -> Tensor:
-        """Return which images that decide, and which harder copies of them, a network gets right."""
-        defense, seed = self.defense, self.options["tuning"].get("seed", 0)
-        images = defense.deciding or defense.data.validation[0]
-        network.to(self.device)
-        return correct_copies(
-            network, lambda: images.batches(BATCH_SIZE, self.device), defense.harder, defense.copies, seed
-        )
+    def _tune(self, network: nn.Module, suspect: Stage, tuning: Tuning, place: Path) -> None:
+        """Tune the suspect's weights, or load what an interrupted walk had tuned."""
+        suspect.load_into(network)
+        place.mkdir(parents=True, exist_ok=True)
+        # after an interruption the first process alone has what is finished
+        finished = self.share(place if (place / WEIGHTS).exists() else None)
+        if finished not in (None, place):
+            shutil.copy(finished / WEIGHTS, place / WEIGHTS)
+        if finished is None:
+            logs = f"defended/{place.parent.name}/{place.name}"
+            self.fit(
+                tuning.module, tuning.data, tuning.callbacks, place, logs=logs, max_epochs=tuning.max_epochs
+            )
+        load_weights(network, place / WEIGHTS)
+
+    def _right(self, network: nn.Module, fold: Fold) -> Tensor:
+        """Return which images of a fold a network gets right."""
+        return correct(network.to(self.device), fold.images.batches(BATCH_SIZE, self.device))
 
     def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
         """Return at most ``sample`` images, spread over the set, and their labels."""

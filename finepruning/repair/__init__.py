@@ -18,11 +18,10 @@ from finepruning.repair.inspection import (
 from finepruning.repair.inversion import UNTARGETED, Search, Trigger, invert
 from finepruning.repair.ladder import (
     PairedLoss,
-    check_copies,
+    average,
     check_max_drop,
     climb,
     correct,
-    correct_copies,
     paired_loss,
     why_none,
 )
@@ -34,14 +33,13 @@ __all__ = [
     "Rankings",
     "Search",
     "Trigger",
+    "average",
     "check_accuracy",
-    "check_copies",
     "check_max_drop",
     "check_max_success",
     "climb",
     "compare",
     "correct",
-    "correct_copies",
     "invert",
     "load_triggers",
     "missing_classes",

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -20,15 +20,14 @@ class PairedLoss(NamedTuple):
         lost: Images that only the network before classifies correctly.
         gained: Images that only the network after does.
         total: All images.
-        copies: How many of them are one image, as it is or changed; only other images are independent.
-        squares: Sum over images of the squared mean loss of their copies; None without copies.
+        squares: Sum over groups of alike images of the squared number that a group loses; None: each image
+            is a group of its own.
     """
 
     lost: int
     gained: int
     total: int
-    copies: int = 1
-    squares: float | None = None
+    squares: int | None = None
 
     @property
     def value(self) -> float:
@@ -39,10 +38,10 @@ class PairedLoss(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """A 95 % interval: Wald's for paired shares, with half an image added to each of the four counts.
 
-        Source: Agresti and Min 2005, Statistics in Medicine 24, section 3. Deviation: copies of one image
-        count as one, by their mean.
+        Source: Agresti and Min 2005, Statistics in Medicine 24, section 3. Deviation: images of one group
+        lose together, so that their sum is squared.
         """
-        total, change = self.total / self.copies + 2, (self.lost - self.gained) / self.copies
+        total, change = self.total + 2, self.lost - self.gained
         squares = self.lost + self.gained if self.squares is None else self.squares
         error = 1.96 * math.sqrt(squares + 1 - change**2 / total) / total
         return max(-1.0, change / total - error), min(1.0, change / total + error)
@@ -59,37 +58,39 @@ def correct(network: nn.Module, batches: Batches) -> Tensor:
     return torch.cat([network(images).argmax(-1) == labels for images, labels in batches]).cpu()
 
 
-@torch.no_grad()
-def correct_copies(
-    network: nn.Module, batches: Callable[[], Batches], change: nn.Module | None, copies: int, seed: int
-) -> Tensor:
-    """Return whether each image and each of its changed copies is classified correctly, (1 + copies, N).
+def paired_loss(before: Tensor, after: Tensor, groups: Tensor | None = None) -> PairedLoss:
+    """Return the loss between two networks.
 
     Args:
-        network: Images (B, C, H, W) in [0, 1] -> logits (B, K); is left in evaluation mode.
-        batches: Gives the (images, labels), the same each time.
-        change: Changes images by chance; None: there are no copies.
-        copies: Of each image.
-        seed: Of the changes, which are the same for every network.
+        before: (N,) whether the network before classifies each image correctly.
+        after: (N,) whether the network after does.
+        groups: (N,) number of the group of images that are alike; None: each is its own.
     """
-    found = [correct(network, batches())]
-    if change is not None:
-        with torch.random.fork_rng(devices=[]):  # changed on the CPU: the same copies on every device
-            torch.manual_seed(seed)
-            for _ in range(copies):
-                changed = ((change(images.cpu()).to(images), labels) for images, labels in batches())
-                found.append(correct(network, changed))
-    return torch.stack(found)
-
-
-def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
-    """Return the loss between two networks from what each classifies correctly: (N,) or (copies, N), both."""
     lost, gained = before & ~after, ~before & after
     counts = (int(lost.sum()), int(gained.sum()), before.numel())
-    if before.dim() == 1:
+    if groups is None:
         return PairedLoss(*counts)
-    means = (lost.double() - gained.double()).mean(0)
-    return PairedLoss(*counts, copies=len(before), squares=float((means**2).sum()))
+    place = torch.unique(groups, return_inverse=True)[1]
+    sums = torch.zeros(int(place.max()) + 1, dtype=torch.long)
+    sums.index_add_(0, place, lost.long() - gained.long())
+    return PairedLoss(*counts, squares=int((sums**2).sum()))
+
+
+def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of networks' weights; what is no fraction, such as a counter, is the first's.
+
+    Networks that were tuned from the same weights lie so near each other that their mean is a network as good
+    as they are together. Source: Wortsman et al. 2022, Model soups, ICML (the uniform soup).
+
+    Args:
+        states: Of one architecture, at least one.
+    """
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
 
 
 def climb(
@@ -130,18 +131,11 @@ def check_max_drop(max_drop: float) -> None:
         )
 
 
-def check_copies(copies: int) -> None:
-    """Raise ValueError if there cannot be so many copies of an image."""
-    if copies < 0:
-        raise ValueError(f"copies={copies} is below 0. Change defense.deciding.copies; 0 makes none.")
-
-
 def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     """Say why the suspect stays as it is."""
     lost = losses[0].lost - losses[0].gained
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
-    images = "validation images" + (" and copies of them" if losses[0].copies > 1 else "")
     return (
-        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} {images}. "
+        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. "
         "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
     )
