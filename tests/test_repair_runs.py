@@ -195,12 +195,15 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
         return trained
 
     first, other = tmp_path / "first", tmp_path / "other"
-    (first / "rung-1" / "fold-1").mkdir(parents=True)
+    finished = first / "rung-1" / "fold-1"  # of a walk that was interrupted then
+    finished.mkdir(parents=True)
     other.mkdir()
-    save_weights(network, first / "rung-1" / "fold-1" / WEIGHTS)  # of a walk that was interrupted then
+    save_weights(network, finished / WEIGHTS)
     rest = ["rung-1/fold-2", "rung-2/fold-1", "rung-2/fold-2"]
     assert climb(first, lambda message: told.append(message) or message) == rest
     messages = iter(told)
+    finished.mkdir()
+    save_weights(network, finished / WEIGHTS)  # it was still there when the other asked
     assert climb(other, lambda _: next(messages)) == rest
     assert next(messages, None) is None
 
