@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from finepruning.data import Roles, split_folds, split_roles
+from finepruning.data import Roles, split_roles
+from finepruning.repair import split_folds
 
 SIZES = st.lists(st.integers(20, 90), min_size=2, max_size=8)
 FRACTIONS = st.floats(0.15, 0.5)

@@ -4,7 +4,7 @@ from finepruning.data.augment import Augment
 from finepruning.data.images import ImageSet, channel_statistics
 from finepruning.data.loaders import AttackerData, DefenderData
 from finepruning.data.packed import Packed, pack
-from finepruning.data.splits import Roles, split_folds, split_roles
+from finepruning.data.splits import Roles, split_roles
 
 __all__ = [
     "AttackerData",
@@ -15,6 +15,5 @@ __all__ = [
     "Roles",
     "channel_statistics",
     "pack",
-    "split_folds",
     "split_roles",
 ]

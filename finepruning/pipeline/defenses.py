@@ -13,7 +13,7 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from finepruning.callbacks import PruneChannels
-from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles, split_folds
+from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
@@ -28,7 +28,7 @@ from finepruning.modules import (
 )
 from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
 from finepruning.pipeline.targets import build
-from finepruning.repair import Inspection, check_max_drop, check_max_success
+from finepruning.repair import Inspection, check_max_drop, check_max_success, split_folds
 
 log = logging.getLogger(__name__)
 

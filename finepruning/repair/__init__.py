@@ -23,6 +23,7 @@ from finepruning.repair.ladder import (
     climb,
     correct,
     paired_loss,
+    split_folds,
     why_none,
 )
 
@@ -46,6 +47,7 @@ __all__ = [
     "paired_loss",
     "rankings_record",
     "save_triggers",
+    "split_folds",
     "success",
     "verdict",
     "why_none",

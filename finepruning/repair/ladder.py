@@ -51,6 +51,34 @@ class PairedLoss(NamedTuple):
         return self.lost - self.gained <= max_drop * self.total + 1e-9
 
 
+def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
+    """Return the fold of each image (N,), from 0: as many of each class in each as there can be.
+
+    Args:
+        labels: (N,) classes.
+        folds: How many, at least 1.
+        seed: Of the split.
+        groups: (N,) images of one group stay together; None: each for itself.
+
+    Raises:
+        ValueError: If a fold would be empty.
+    """
+    place = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    count = int(place.max()) + 1
+    if not 1 <= folds <= count:
+        together = "" if groups is None else f" in {count} groups that stay together"
+        raise ValueError(
+            f"folds={folds} cannot be made of {len(labels)} images{together}. Set defense.folds to 1 or "
+            f"more, at most {count}."
+        )
+    label = torch.empty(count, dtype=torch.long).scatter_reduce_(0, place, labels, "amin", include_self=False)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = order[label[order].argsort(stable=True)]
+    fold = torch.empty(count, dtype=torch.long)
+    fold[order] = torch.arange(count) % folds
+    return fold[place]
+
+
 @torch.no_grad()
 def correct(network: nn.Module, batches: Batches) -> Tensor:
     """Return whether each image (N,) is classified correctly; the network is left in evaluation mode."""
