@@ -12,6 +12,7 @@ from finepruning.repair import (
     check_max_drop,
     check_max_success,
     climb,
+    cross_validated_loss,
     missing_classes,
     paired_loss,
     rankings_record,
@@ -34,20 +35,45 @@ def test_a_paired_loss_counts_only_images_on_which_the_networks_differ() -> None
     assert not loss.inside(0.029)
 
 
-def test_images_that_are_alike_lose_together_in_the_interval() -> None:
-    before = torch.ones(200, dtype=torch.bool)
-    after = before.clone()
-    after[:5] = False
-    groups = torch.arange(200) // 4  # four images of the first group are lost, one of the second
-    loss = paired_loss(before, after, groups)
-    assert (loss.lost, loss.gained, loss.total, loss.squares) == (5, 0, 200, 4**2 + 1)
-    # (5 +- 1.96 sqrt(17 + 1 - 25 / 202)) / 202
-    assert loss.interval == pytest.approx((-0.01627, 0.06577), abs=1e-4)
-    alone = paired_loss(before, after, torch.arange(200))
-    assert alone.interval == pytest.approx(paired_loss(before, after).interval)
-    gained = paired_loss(after, before, groups)
-    assert gained.value == -loss.value
-    assert gained.squares == loss.squares
+def test_a_cross_validated_loss_counts_what_each_network_was_not_tuned_on() -> None:
+    before = torch.ones(6, dtype=torch.bool)
+    fold = torch.tensor([0, 0, 0, 1, 1, 1])
+    after = torch.ones(2, 6, dtype=torch.bool)
+    after[0, :2] = False  # two of three that it was not tuned on
+    after[1, 2] = False  # one that it was tuned on
+    loss = cross_validated_loss(before, after, before, fold, torch.arange(6))
+    assert (loss.lost, loss.gained, loss.total) == (2, 0, 6)
+    assert loss.shift == pytest.approx(-1.5)  # on all images the average loses 0, they (2 + 1) / 2
+    assert loss.value == pytest.approx(0.5 / 6)
+    # images 0 and 1: 1 - 1 / 2 each; image 2: 0 - 1 / 2
+    assert loss.squares == pytest.approx(0.75)
+    alike = cross_validated_loss(before, after, before, fold, torch.tensor([7, 7, 7, 1, 2, 3]))
+    assert alike.squares == pytest.approx(0.25)  # together 1 / 2
+    assert alike.value == loss.value
+
+
+def test_a_loss_over_one_fold_is_the_paired_loss() -> None:
+    before = torch.tensor([True] * 90 + [False] * 10)
+    after = torch.tensor([True] * 85 + [False] * 13 + [True] * 2)
+    fold = torch.zeros(100, dtype=torch.long)
+    loss = cross_validated_loss(before, after[None], after, fold, torch.arange(100))
+    plain = paired_loss(before, after)
+    assert (loss.value, *loss.interval) == pytest.approx((plain.value, *plain.interval))
+    assert loss.shift == 0
+
+
+def test_the_correction_brings_the_loss_near_that_of_the_average() -> None:
+    chance = torch.Generator().manual_seed(0)
+    images, fold = 60_000, torch.arange(60_000) % 3
+    hard = torch.rand(images, generator=chance)
+    before = torch.ones(images, dtype=torch.bool)
+    own = fold == torch.arange(3)[:, None]  # what each was not tuned on
+    after = hard > torch.where(own, 0.03, 0.005)
+    averaged = hard > 0.005
+    loss = cross_validated_loss(before, after, averaged, fold, torch.arange(images))
+    # each loses 3 % of new images, and (3 + 2 * 0.5) / 3 of all; the average 0.5 of those that it knows
+    assert loss.value == pytest.approx(0.03 + 0.005 - 0.04 / 3, abs=2e-3)
+    assert loss.interval[0] < loss.value < loss.interval[1]
 
 
 def test_the_average_of_networks_is_that_of_their_weights() -> None:
@@ -80,6 +106,7 @@ def test_the_rung_that_broke_the_limit_is_undone() -> None:
 def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
     assert walk([2, 0], 0.01) == ([0], None)
     assert "a budget of 0: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.0)
+    assert "loses 12.4 of 1960" in why_none([PairedLoss(15, 1, 1960, -1.62, 9.0)], 0.001)
     assert "max_drop=0.01: the weakest loses 2 of 100 validation images. " in why_none(
         [PairedLoss(2, 0, 100)], 0.01
     )

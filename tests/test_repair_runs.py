@@ -171,8 +171,8 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
     told: list[Any] = []
 
     class Ladder(Repairs):
-        def _right(self, network: nn.Module, fold: Fold) -> torch.Tensor:
-            return torch.ones(4, dtype=torch.bool)
+        def _right(self, network: nn.Module) -> torch.Tensor:
+            return torch.ones(8, dtype=torch.bool)
 
         def _audit(self, network: nn.Module, inspected: Any) -> dict[str, Any]:
             return {"evidence": False, "verdict": VERDICTS[0]}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from finepruning.data import ImageSet
 from finepruning.metrics import Rate
 from finepruning.modules import DivergedError, UnlearnedClassifier
-from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
+from finepruning.pipeline.parts import Defense, Rung, Tuning
 from finepruning.repair import (
     UNTARGETED,
     Inspection,
@@ -24,9 +24,9 @@ from finepruning.repair import (
     climb,
     compare,
     correct,
+    cross_validated_loss,
     load_triggers,
     missing_classes,
-    paired_loss,
     rankings_record,
     save_triggers,
     success,
@@ -106,9 +106,10 @@ class Repairs:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
         network, folds = self.defense.module.network, self.defense.folds
         suspect.load_into(network)
-        before = [self._right(network, fold) for fold in folds]
-        log.info("%s images decide, in %s folds.", sum(map(len, before)), len(folds))
+        before = self._right(network)
         groups = torch.cat([fold.groups for fold in folds])
+        fold_of = torch.cat([torch.full((len(fold.images),), n) for n, fold in enumerate(folds)])
+        log.info("%s images decide, in %s folds.", len(before), len(folds))
         places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
         audits: dict[int, dict[str, Any]] = {}
         reasons: list[str] = []
@@ -117,18 +118,21 @@ class Repairs:
             place = places[id(rung)]
             log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
             after, tuned = [], []
-            for number, (tuning, fold) in enumerate(zip(rung.tunings, folds, strict=True), start=1):
+            for number, tuning in enumerate(rung.tunings, start=1):
                 try:
                     self._tune(network, suspect, tuning, place / f"fold-{number}")
                 except DivergedError as error:
                     reasons.append(f"Rung {place.name.removeprefix('rung-')} is undone: {error}")
                     return None
-                after.append(self._right(network, fold))
+                after.append(self._right(network))
                 tuned.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
             network.load_state_dict(average(tuned))
             save_weights(network, place / WEIGHTS)
+            averaged = self._right(network)
             # the first process decides, so that all leave the walk at the same rung
-            loss: PairedLoss = self.share(paired_loss(torch.cat(before), torch.cat(after), groups))
+            loss: PairedLoss = self.share(
+                cross_validated_loss(before, torch.stack(after), averaged, fold_of, groups)
+            )
             return loss
 
         def passes(rung: Rung) -> bool:
@@ -274,9 +278,13 @@ class Repairs:
             )
         load_weights(network, place / WEIGHTS)
 
-    def _right(self, network: nn.Module, fold: Fold) -> Tensor:
-        """Return which images of a fold a network gets right."""
-        return correct(network.to(self.device), fold.images.batches(BATCH_SIZE, self.device))
+    def _right(self, network: nn.Module) -> Tensor:
+        """Return which images of the folds, one fold after the other, a network gets right."""
+        network.to(self.device)
+        found = [
+            correct(network, fold.images.batches(BATCH_SIZE, self.device)) for fold in self.defense.folds
+        ]
+        return torch.cat(found)
 
     def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
         """Return at most ``sample`` images, spread over the set, and their labels."""

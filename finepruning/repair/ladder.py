@@ -20,6 +20,7 @@ class PairedLoss(NamedTuple):
         lost: Images that only the network before classifies correctly.
         gained: Images that only the network after does.
         total: All images.
+        shift: What else counts as lost, in images; see :func:`cross_validated_loss`.
         squares: Sum over groups of alike images of the squared number that a group loses; None: each image
             is a group of its own.
     """
@@ -27,12 +28,18 @@ class PairedLoss(NamedTuple):
     lost: int
     gained: int
     total: int
-    squares: int | None = None
+    shift: float = 0.0
+    squares: float | None = None
+
+    @property
+    def images(self) -> float:
+        """How many images are lost, those gained taken off."""
+        return self.lost - self.gained + self.shift
 
     @property
     def value(self) -> float:
         """The loss of accuracy, in [-1, 1]; negative for a gain, NaN over no image."""
-        return (self.lost - self.gained) / self.total if self.total else math.nan
+        return self.images / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -41,14 +48,14 @@ class PairedLoss(NamedTuple):
         Source: Agresti and Min 2005, Statistics in Medicine 24, section 3. Deviation: images of one group
         lose together, so that their sum is squared.
         """
-        total, change = self.total + 2, self.lost - self.gained
+        total = self.total + 2
         squares = self.lost + self.gained if self.squares is None else self.squares
-        error = 1.96 * math.sqrt(squares + 1 - change**2 / total) / total
-        return max(-1.0, change / total - error), min(1.0, change / total + error)
+        error = 1.96 * math.sqrt(max(0.0, squares + 1 - self.images**2 / total)) / total
+        return max(-1.0, self.images / total - error), min(1.0, self.images / total + error)
 
     def inside(self, max_drop: float) -> bool:
         """Whether no more than ``max_drop`` of the accuracy is lost."""
-        return self.lost - self.gained <= max_drop * self.total + 1e-9
+        return self.images <= max_drop * self.total + 1e-9
 
 
 def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
@@ -86,22 +93,40 @@ def correct(network: nn.Module, batches: Batches) -> Tensor:
     return torch.cat([network(images).argmax(-1) == labels for images, labels in batches]).cpu()
 
 
-def paired_loss(before: Tensor, after: Tensor, groups: Tensor | None = None) -> PairedLoss:
-    """Return the loss between two networks.
+def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
+    """Return the loss between two networks from what each classifies correctly, (N,) both."""
+    return PairedLoss(int((before & ~after).sum()), int((~before & after).sum()), len(before))
+
+
+def cross_validated_loss(
+    before: Tensor, after: Tensor, averaged: Tensor, fold: Tensor, groups: Tensor
+) -> PairedLoss:
+    """Return the loss between a network and the average of those that were tuned without a fold each.
+
+    Counted on images that a network was not tuned on, it is that of the networks, each of which knows a part
+    of the images; the average has learned from all of them and loses less. The difference is taken from what
+    both lose on all images. Source: Burman 1989, Biometrika 76, 503; Davison and Hinkley 1997, Bootstrap
+    Methods and their Application, section 6.4.1 (adjusted cross-validation).
 
     Args:
         before: (N,) whether the network before classifies each image correctly.
-        after: (N,) whether the network after does.
-        groups: (N,) number of the group of images that are alike; None: each is its own.
+        after: (K, N) whether each of those tuned without fold 0 to K - 1 does.
+        averaged: (N,) whether their average does.
+        fold: (N,) fold of each image.
+        groups: (N,) number of the group of images that are alike.
     """
-    lost, gained = before & ~after, ~before & after
-    counts = (int(lost.sum()), int(gained.sum()), before.numel())
-    if groups is None:
-        return PairedLoss(*counts)
+    lost = [before.long() - network.long() for network in (*after, averaged)]
+    held, each = torch.stack(lost[:-1]).gather(0, fold[None])[0], torch.stack(lost[:-1]).double().mean(0)
     place = torch.unique(groups, return_inverse=True)[1]
-    sums = torch.zeros(int(place.max()) + 1, dtype=torch.long)
-    sums.index_add_(0, place, lost.long() - gained.long())
-    return PairedLoss(*counts, squares=int((sums**2).sum()))
+    sums = torch.zeros(int(place.max()) + 1, dtype=torch.double)
+    sums.index_add_(0, place, held + lost[-1] - each)
+    return PairedLoss(
+        int((held > 0).sum()),
+        int((held < 0).sum()),
+        len(before),
+        shift=float((lost[-1] - each).sum()),
+        squares=float((sums**2).sum()),
+    )
 
 
 def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -161,9 +186,9 @@ def check_max_drop(max_drop: float) -> None:
 
 def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     """Say why the suspect stays as it is."""
-    lost = losses[0].lost - losses[0].gained
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
+    lost = f"{round(losses[0].images, 1):g} of {losses[0].total} validation images"
     return (
-        f"No rung stays inside {budget}: the weakest loses {lost} of {losses[0].total} validation images. "
+        f"No rung stays inside {budget}: the weakest loses {lost}. "
         "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
     )
