@@ -121,8 +121,9 @@ def _ladder(ladder: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Rungs",
         "",
-        f"Loss of validation accuracy, counted on paired predictions, points with a 95 % interval; at "
-        f"most {100 * ladder['max_drop']:g}.",
+        "Loss of accuracy, counted on paired predictions of the defender's images by networks that were not "
+        "tuned on them and corrected for what their average, which stays, has learned beyond each; points "
+        f"with a 95 % interval; at most {100 * ladder['max_drop']:g}.",
         "",
         "| rung | loss | lost, gained, images | |",
         "|---|---|---|---|",
