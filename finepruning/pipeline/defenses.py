@@ -206,7 +206,8 @@ def _build_ladder(
 ) -> list[Rung]:
     """Build the rungs of a ladder, each with a tuning for every fold of the defender's images.
 
-    ``defense`` is its configuration as plain values.
+    What prunes in a rung, or chooses a threshold, goes by the images to validate with, the same in each fold,
+    though a tuning may have learned from a part of them. ``defense`` is its configuration as plain values.
     """
     check_max_drop(defense["max_drop"])
     check_max_success(defense["audit"]["max_success"])

@@ -50,7 +50,7 @@ class PairedLoss(NamedTuple):
         """
         total = self.total + 2
         squares = self.lost + self.gained if self.squares is None else self.squares
-        error = 1.96 * math.sqrt(max(0.0, squares + 1 - self.images**2 / total)) / total
+        error = 1.96 * math.sqrt(squares + 1 - self.images**2 / total) / total
         return max(-1.0, self.images / total - error), min(1.0, self.images / total + error)
 
     def inside(self, max_drop: float) -> bool:
