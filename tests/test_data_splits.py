@@ -78,7 +78,7 @@ def test_folds_share_classes_evenly_and_divide_no_group(
     assert all(len(fold[groups == group].unique()) == 1 for group in groups.unique())
     sizes_of_folds = torch.bincount(fold, minlength=folds)
     assert int(sizes_of_folds.max() - sizes_of_folds.min()) < 2 * largest
-    alone = split_folds(labels, folds, seed)
+    alone = split_folds(labels, folds, seed, torch.arange(len(labels)))
     for label in range(len(sizes)):
         counts = torch.bincount(alone[labels == label], minlength=folds)
         assert int(counts.max() - counts.min()) <= 1
@@ -87,7 +87,7 @@ def test_folds_share_classes_evenly_and_divide_no_group(
 def test_a_number_of_folds_that_leaves_one_empty_is_refused() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     with pytest.raises(ValueError, match=r"folds=0 cannot be made of 4 images\. Set defense\.folds"):
-        split_folds(labels, 0, 1)
+        split_folds(labels, 0, 1, torch.arange(4))
     with pytest.raises(ValueError, match=r"folds=3 cannot be made of 4 images in 2 groups .* at most 2\."):
         split_folds(labels, 3, 1, torch.tensor([5, 5, 9, 9]))
 

@@ -245,7 +245,7 @@ def test_a_network_near_chance_is_refused(quick_run: RunHere, monkeypatch: pytes
 
 REFUSED = {
     "defense.ladder=[{tuner: magic}]": r"'magic' of a rung is unknown\. Choose unlearn, finetune, .* in def",
-    "defense.folds=0": r"folds=0 cannot be made of 136 images .* Set defense\.folds to 1 or more",
+    "defense.folds=0": r"folds=0 cannot be made of 136 images\. Set defense\.folds to 1 or more",
     "defense.ladder=[]": r"defense\.ladder is empty\. Give it a rung",
     "defense.ladder=[0.05]": r"The rung 0\.05 has no options by name\. Write it like \{weight: 0\.05\}",
     "defense.ladder=[{wieght: 0.1}]": r"The tuner 'unlearn' has no option wieght\. It has .*, weight",

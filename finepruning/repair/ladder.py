@@ -58,22 +58,22 @@ class PairedLoss(NamedTuple):
         return self.images <= max_drop * self.total + 1e-9
 
 
-def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor | None = None) -> Tensor:
+def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor) -> Tensor:
     """Return the fold of each image (N,), from 0: as many of each class in each as there can be.
 
     Args:
         labels: (N,) classes.
         folds: How many, at least 1.
         seed: Of the split.
-        groups: (N,) images of one group stay together; None: each for itself.
+        groups: (N,) images of one group stay together.
 
     Raises:
         ValueError: If a fold would be empty.
     """
-    place = torch.arange(len(labels)) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    place = torch.unique(groups, return_inverse=True)[1]
     count = int(place.max()) + 1
     if not 1 <= folds <= count:
-        together = "" if groups is None else f" in {count} groups that stay together"
+        together = f" in {count} groups that stay together" if count < len(labels) else ""
         raise ValueError(
             f"folds={folds} cannot be made of {len(labels)} images{together}. Set defense.folds to 1 or "
             f"more, at most {count}."
