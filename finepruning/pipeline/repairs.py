@@ -104,63 +104,48 @@ class Repairs:
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
-        network, folds = self.defense.module.network, self.defense.folds
+        network, rungs = self.defense.module.network, self.defense.ladder
+        max_drop, stop_early = self.options["max_drop"], self.options["stop_early"]
         suspect.load_into(network)
         before = self._right(network)
-        groups = torch.cat([fold.groups for fold in folds])
-        fold_of = torch.cat([torch.full((len(fold.images),), n) for n, fold in enumerate(folds)])
-        log.info("%s images decide, in %s folds.", len(before), len(folds))
-        places = {id(rung): directory / f"rung-{n}" for n, rung in enumerate(self.defense.ladder, start=1)}
+        log.info("%s images decide, in %s folds.", len(before), len(self.defense.folds))
+        places = [directory / f"rung-{number}" for number in range(1, len(rungs) + 1)]
         audits: dict[int, dict[str, Any]] = {}
         reasons: list[str] = []
 
-        def attempt(rung: Rung) -> PairedLoss | None:
-            place = places[id(rung)]
-            log.info("Rung %s of %s ...", place.name.removeprefix("rung-"), len(places))
-            after, tuned = [], []
-            for number, tuning in enumerate(rung.tunings, start=1):
-                try:
-                    self._tune(network, suspect, tuning, place / f"fold-{number}")
-                except DivergedError as error:
-                    reasons.append(f"Rung {place.name.removeprefix('rung-')} is undone: {error}")
-                    return None
-                after.append(self._right(network))
-                tuned.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
-            network.load_state_dict(average(tuned))
-            save_weights(network, place / WEIGHTS)
-            averaged = self._right(network)
-            # the first process decides, so that all leave the walk at the same rung
-            loss: PairedLoss = self.share(
-                cross_validated_loss(before, torch.stack(after), averaged, fold_of, groups)
-            )
-            return loss
+        def attempt(number: int) -> PairedLoss | None:
+            log.info("Rung %s of %s ...", number + 1, len(rungs))
+            try:
+                return self._repair(network, suspect, rungs[number], places[number], before)
+            except DivergedError as error:
+                reasons.append(f"Rung {number + 1} is undone: {error}")
+                return None
 
-        def passes(rung: Rung) -> bool:
-            audits[id(rung)] = self.share(self._audit(network, inspected))
-            return not audits[id(rung)]["evidence"]
+        def passes(number: int) -> bool:
+            audits[number] = self.share(self._audit(network, inspected))
+            return not audits[number]["evidence"]
 
-        rungs, max_drop = self.defense.ladder, self.options["max_drop"]
-        losses, kept = climb(rungs, attempt, max_drop, passes if self.options["stop_early"] else None)
+        losses, kept = climb(range(len(rungs)), attempt, max_drop, passes if stop_early else None)
         if self.keep_rungs:
-            for rung in rungs[: len(losses)]:
-                load_weights(network, places[id(rung)] / WEIGHTS)
-                audits[id(rung)] = audits.get(id(rung)) or self._audit(network, inspected)
+            for number in range(len(losses)):
+                load_weights(network, places[number] / WEIGHTS)
+                audits[number] = audits.get(number) or self._audit(network, inspected)
         if kept is None:
-            suspect.load_into(network)
-            shutil.copy(suspect.directory / WEIGHTS, directory / WEIGHTS)
+            reasons.append(why_none(losses, max_drop) if losses else "The suspect stays as it is.")
         else:
-            load_weights(network, places[id(rungs[kept])] / WEIGHTS)
-            shutil.copy(places[id(rungs[kept])] / WEIGHTS, directory / WEIGHTS)
-        audit = audits.get(id(rungs[kept])) if kept is not None else None
-        audit = audit or self._audit(network, inspected)
-        if kept is not None:
             log.info("Rung %s stays: %.1f points.", kept + 1, 100 * losses[kept].value)
+        weights = (suspect.directory if kept is None else places[kept]) / WEIGHTS
+        load_weights(network, weights)
+        shutil.copy(weights, directory / WEIGHTS)
+        audit = audits.get(kept) if kept is not None else None
+        audit = audit or self._audit(network, inspected)
         log.info("Audit: %s.", audit["verdict"])
-        for place in places.values():
-            for fold in place.glob("fold-*"):
-                shutil.rmtree(fold)
-            if not self.keep_rungs:
-                shutil.rmtree(place, ignore_errors=True)
+        reason = " ".join(reasons) or None
+        if reason:
+            log.warning(reason)
+        for place in places:
+            for rest in place.glob("fold-*") if self.keep_rungs else [place]:
+                shutil.rmtree(rest, ignore_errors=True)
         walked = [
             {
                 "options": dict(rung.options),
@@ -168,15 +153,10 @@ class Repairs:
                 "interval": list(loss.interval),
                 **loss._asdict(),
                 "inside": loss.inside(max_drop),
-                "audit": audits.get(id(rung)),
+                "audit": audits.get(number),
             }
-            for rung, loss in zip(rungs, losses, strict=False)
+            for number, (rung, loss) in enumerate(zip(rungs, losses, strict=False))
         ]
-        if kept is None:
-            reasons.append(why_none(losses, max_drop) if losses else "The suspect stays as it is.")
-        reason = " ".join(reasons) or None
-        if reason:
-            log.warning(reason)
         ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}
         return {"ladder": ladder, "audit": audit}
 
@@ -262,6 +242,32 @@ class Repairs:
             "is known of it."
             for (family, _), name in zip(failed, names, strict=True)
         ]
+
+    def _repair(
+        self, network: nn.Module, suspect: Stage, rung: Rung, place: Path, before: Tensor
+    ) -> PairedLoss:
+        """Tune the suspect as a rung says, without each fold; leave the average, return what it costs.
+
+        ``before`` (N,) says which images of the folds the suspect gets right.
+
+        Raises:
+            DivergedError: If a tuning does not come to an end.
+        """
+        after, tuned = [], []
+        for number, tuning in enumerate(rung.tunings, start=1):
+            self._tune(network, suspect, tuning, place / f"fold-{number}")
+            after.append(self._right(network))
+            tuned.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+        network.load_state_dict(average(tuned))
+        save_weights(network, place / WEIGHTS)
+        averaged, folds = self._right(network), self.defense.folds
+        groups = torch.cat([fold.groups for fold in folds])
+        fold_of = torch.cat([torch.full((len(fold.images),), n) for n, fold in enumerate(folds)])
+        # the first process decides, so that all leave the walk at the same rung
+        loss: PairedLoss = self.share(
+            cross_validated_loss(before, torch.stack(after), averaged, fold_of, groups)
+        )
+        return loss
 
     def _tune(self, network: nn.Module, suspect: Stage, tuning: Tuning, place: Path) -> None:
         """Tune the suspect's weights, or load what an interrupted walk had tuned."""
