@@ -149,9 +149,10 @@ def test_a_rung_may_change_what_its_defense_prunes_by(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_rung_tunes_at_half_the_rate() -> None:
+def test_the_first_rung_is_fine_pruning_and_the_first_unlearning_has_half_the_rate() -> None:
     for more, rate in (([], 0.01), (["dataset=gtsrb"], 0.02), (["defense.tuning.learning_rate=0.2"], 0.2)):
-        first, *rest = composed("defense=auto", *more).defense.ladder
+        fineprune, first, *rest = composed("defense=auto", *more).defense.ladder
+        assert fineprune == {"tuner": "finetune", "prune": 0.04}
         assert first.learning_rate == pytest.approx(rate / 2)
         assert not any("learning_rate" in rung for rung in rest)
 
