@@ -119,7 +119,8 @@ def test_every_rung_that_was_scored_is_a_row_with_its_own_audit() -> None:
         "audit": {"evidence": False},
         "stress": {"rungs": [each["scores"]["defended"] for each in (weak, strong)]},
     }
-    lines = table(rows_of([run]), ["setting", "judged", "cost", "success", "evidence", "rungs"]).splitlines()
+    twice = rows_of([run, run])  # as if two ladders had the same rungs: each is one network of one seed
+    lines = table(twice, ["setting", "judged", "cost", "success", "evidence", "rungs"]).splitlines()
     assert lines[2:] == [
         "| `attack.poison_rate=0.05 tuner=sau weight=0.2` | 2.0 | 9.0 | 5.0 [2.2, 11.2] | 0 of 1 | 2 |",
         "| `attack.poison_rate=0.05 weight=0.03` | 0.4 | 1.0 | 70.0 [60.4, 78.1] | 1 of 1 | 1 |",

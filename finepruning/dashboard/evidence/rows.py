@@ -51,10 +51,11 @@ def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return one row for each finished record, by dataset, attack, defense, setting and seed.
 
     A record whose rungs were all scored (``stress=rungs``) has a row for each, with the rung's options in its
-    setting.
+    setting; a rung that is in two ladders is one row, that of the last.
     """
     finished = [record for record in found if record["status"] == "finished"]
-    return _sorted([row for record in finished for row in _rung_rows(record) or [_row(record)]])
+    rows = [row for record in finished for row in _rung_rows(record) or [_row(record)]]
+    return _sorted(list({_told(row): row for row in rows}.values()))
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
