@@ -110,7 +110,7 @@ class Repairs:
         before = self._right(network)
         log.info("%s images decide, in %s folds.", len(before), len(self.defense.folds))
         places = [directory / f"rung-{number}" for number in range(1, len(rungs) + 1)]
-        audits: dict[int, dict[str, Any]] = {}
+        audits: dict[int | None, dict[str, Any]] = {}
         reasons: list[str] = []
 
         def attempt(number: int) -> PairedLoss | None:
@@ -137,8 +137,7 @@ class Repairs:
         weights = (suspect.directory if kept is None else places[kept]) / WEIGHTS
         load_weights(network, weights)
         shutil.copy(weights, directory / WEIGHTS)
-        audit = audits.get(kept) if kept is not None else None
-        audit = audit or self._audit(network, inspected)
+        audit = audits.get(kept) or self._audit(network, inspected)
         log.info("Audit: %s.", audit["verdict"])
         reason = " ".join(reasons) or None
         if reason:
