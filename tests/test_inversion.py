@@ -1,6 +1,7 @@
 """Inversion and inspection, without Lightning."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +174,28 @@ def test_the_head_of_each_ranking_is_suspicious_and_one_where_it_is_clear() -> N
     assert Inspection(suspicious=2).suspects(rankings(1.0, 3.0, 1.5)) == [0, 2]
     assert Inspection(suspicious=2).suspects(rankings(1.0, 3.0, 2.0)) == [0]
     assert Inspection(suspicious=3).suspects(rankings(math.inf, 3.0, 2.0)) == [2, 1]
+
+
+def test_classes_that_are_named_are_suspicious_whatever_their_norms() -> None:
+    inspection = Inspection(suspicious=[1, 0, 1], classes=2, search={"seed": 1})
+    assert inspection.suspects(rankings(1.0, 3.0, 1.5)) == [1, 0]
+    assert inspection.most_suspects(3) == 2
+    assert {0, 1} <= set(inspection.targets(50))
+    with pytest.raises(ValueError, match=r"Class 50 is named as suspicious, but classes go from 0 to 49\."):
+        Inspection(suspicious=[50]).targets(50)
+    with pytest.raises(ValueError, match=r"Class 'stop' is named as suspicious"):
+        Inspection(suspicious=["stop"]).targets(50)
+
+
+def test_triggers_of_suspicious_classes_are_kept_wherever_they_stand(tmp_path: Path) -> None:
+    ranked = rankings(1.0, 3.0, 1.5)
+    save_triggers(ranked, tmp_path / "t.safetensors", 1, suspicious=[1])
+    record = rankings_record(ranked, {family: [Rate(0, 0)] * 3 for family in ranked})
+    kept = load_triggers(tmp_path / "t.safetensors", record)
+    assert {family: [found.target for found in kept[family]] for family in kept} == {
+        "additive": [0, 1],
+        "mask": [0, 1],
+    }
 
 
 def test_a_class_far_under_the_median_stands_out() -> None:

@@ -99,6 +99,14 @@ def test_inspect_changes_nothing(quick_run: RunHere) -> None:
     assert len(record["inspection"]["rankings"]["mask"]["ranking"]) == 10
 
 
+def test_a_defender_who_knows_the_target_names_it(quick_run: RunHere) -> None:
+    named = "defense.inspection.suspicious=[7]"
+    record = quick_run("defense=unlearn", *FAST, *UNLEARN, named)
+    assert record["inspection"]["suspicious"] == [7]
+    with pytest.raises(Refused, match=r"Class 10 is named as suspicious, but classes go from 0 to 9\."):
+        quick_run("defense=inspect", *FAST, "defense.inspection.suspicious=[10]")
+
+
 def test_defenses_share_one_inspection_and_a_second_run_is_the_same(quick_run: RunHere) -> None:
     first = quick_run("defense=inspect", *FAST)
     second = quick_run("defense=unlearn", *FAST, *UNLEARN)

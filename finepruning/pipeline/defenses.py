@@ -177,9 +177,11 @@ def build_defense(
         defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
     )
     inspection: Inspection | None = build(config.defense.get("inspection"))
-    for tuning in (base, *(tuning for rung in ladder for tuning in rung.tunings)):
-        if isinstance(tuning.module, UnlearnedClassifier) and inspection is not None:
-            tuning.module.check_room(inspection.most_suspects(len(packed.classes)))
+    if inspection is not None:
+        suspects = inspection.most_suspects(len(packed.classes))
+        for tuning in (base, *(tuning for rung in ladder for tuning in rung.tunings)):
+            if isinstance(tuning.module, UnlearnedClassifier):
+                tuning.module.check_room(suspects)
     return Defense(**vars(base), inspection=inspection, ladder=ladder, folds=folds)
 
 

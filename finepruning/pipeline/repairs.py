@@ -76,7 +76,8 @@ class Repairs:
         right = correct(network.to(self.device), self._validation())
         check_accuracy(Rate(int(right.sum()), len(right)), len(self.names))
         rankings, found = self._rank(network)
-        save_triggers(rankings, directory / TRIGGERS, KEPT)
+        suspicious = self.inspection.suspects(rankings)
+        save_triggers(rankings, directory / TRIGGERS, KEPT, suspicious)
         evidence = self.inspection.evidence(rankings, self.names)
         remarks = self._remarks(rankings)
         for remark in remarks:
@@ -86,7 +87,7 @@ class Repairs:
             log.info("Inspection: %s", sentence)
         return {
             "rankings": found,
-            "suspicious": self.inspection.suspects(rankings),
+            "suspicious": suspicious,
             "verdict": "something stands out" if evidence else "nothing stands out",
             "reasons": reasons,
             "remarks": remarks,

@@ -1,7 +1,7 @@
 """Inspection: rankings of all classes by their smallest triggers, and what stands out in them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,8 @@ class Inspection:
         search: Arguments of :class:`Search`.
         classes: How many classes, drawn by chance, are inspected; None: all of them.
         sample: Clean images that are searched on, at most; at least 1.
-        suspicious: Classes of each family that count as suspicious, the smallest ones; at least 0.
+        suspicious: How many classes of each family count as suspicious, the smallest ones, at least 0; or
+            the classes that do, whatever their norms.
         clear: Ratio of the runner-up's norm to the smallest from which only that one is suspicious; above 1.
         outlier: Share of the median norm below which a class stands out, in (0, 1).
 
@@ -38,14 +39,14 @@ class Inspection:
     search: Mapping[str, Any] = field(default_factory=dict)
     classes: int | None = None
     sample: int = 2048
-    suspicious: int = 3
+    suspicious: int | Sequence[int] = 3
     clear: float = 2.0
     outlier: float = 0.4
 
     def __post_init__(self) -> None:
         for name, least in (("classes", 2), ("sample", 1), ("suspicious", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if isinstance(value, int) and value < least:
                 raise ValueError(f"{name}={value} is below {least}. Change defense.inspection.{name}.")
         if self.clear <= 1:
             raise ValueError(f"clear={self.clear} must be above 1. Change defense.inspection.clear.")
@@ -54,11 +55,22 @@ class Inspection:
         Search(**self.search)  # says what is wrong with it now, not after training
 
     def targets(self, num_classes: int) -> list[int]:
-        """Return the classes that are inspected, ascending: all, or a sample drawn by the search's seed."""
+        """Return the classes that are inspected, ascending: all, or a sample drawn by the search's seed.
+
+        Raises:
+            ValueError: If a class that is named as suspicious is none of them.
+        """
+        for label in self._named:
+            if not (isinstance(label, int) and 0 <= label < num_classes):
+                raise ValueError(
+                    f"Class {label!r} is named as suspicious, but classes go from 0 to {num_classes - 1}. "
+                    "Change defense.inspection.suspicious."
+                )
         if self.classes is None or self.classes >= num_classes:
             return list(range(num_classes))
         chance = torch.Generator().manual_seed(Search(**self.search).seed)
-        return sorted(torch.randperm(num_classes, generator=chance)[: self.classes].tolist())
+        drawn = torch.randperm(num_classes, generator=chance)[: self.classes].tolist()
+        return sorted({*drawn, *self._named})
 
     def rank(self, network: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int]) -> Rankings:
         """Return both rankings of the targets; the additive one has the untargeted trigger, too.
@@ -77,7 +89,9 @@ class Inspection:
         return rankings
 
     def suspects(self, rankings: Rankings) -> list[int]:
-        """Return the suspicious classes: the head of each ranking, one where it is clear."""
+        """Return the suspicious classes: those named, or each ranking's head, one where it is clear."""
+        if not isinstance(self.suspicious, int):
+            return self._named
         found: list[int] = []
         for ranking in rankings.values():
             head = [trigger.target for trigger in reached(ranking)]
@@ -86,8 +100,19 @@ class Inspection:
         return list(dict.fromkeys(found))
 
     def most_suspects(self, num_classes: int) -> int:
-        """Return how many classes can be suspicious at once: the head of each ranking, all different."""
-        return min(len(FAMILIES) * self.suspicious, len(self.targets(num_classes)))
+        """Return how many classes can be suspicious at once: the named ones, or each head, all different.
+
+        Raises:
+            ValueError: As :meth:`targets`.
+        """
+        inspected = len(self.targets(num_classes))
+        if isinstance(self.suspicious, int):
+            return min(len(FAMILIES) * self.suspicious, inspected)
+        return len(self._named)
+
+    @property
+    def _named(self) -> list[int]:
+        return [] if isinstance(self.suspicious, int) else list(dict.fromkeys(self.suspicious))
 
     def evidence(self, rankings: Rankings, names: Sequence[str]) -> list[str]:
         """Return a sentence for whatever stands out of a ranking."""
@@ -159,11 +184,13 @@ def rankings_record(rankings: Rankings, rates: Mapping[Family, Sequence[Rate]]) 
     }
 
 
-def save_triggers(rankings: Rankings, path: Path, count: int) -> None:
-    """Write the first triggers of each ranking as safetensors, in order."""
+def save_triggers(rankings: Rankings, path: Path, count: int, suspicious: Collection[int] = ()) -> None:
+    """Write the first triggers of each ranking and those of suspicious classes as safetensors, in order."""
     tensors = {}
     for family, ranking in rankings.items():
-        for place, trigger in enumerate(ranking[:count]):
+        for place, trigger in enumerate(ranking):
+            if place >= count and trigger.target not in suspicious:
+                continue
             tensors[f"{family}.{place}.{trigger.target}.pattern"] = trigger.pattern.cpu().contiguous()
             if trigger.mask is not None:
                 tensors[f"{family}.{place}.{trigger.target}.mask"] = trigger.mask.cpu().contiguous()
