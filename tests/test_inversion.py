@@ -187,6 +187,14 @@ def test_classes_that_are_named_are_suspicious_whatever_their_norms() -> None:
         Inspection(suspicious=["stop"]).targets(50)
 
 
+def test_a_trigger_counts_in_the_audit_if_it_stood_out_or_its_class_is_named() -> None:
+    inspection = Inspection(outlier=0.4)
+    assert inspection.counts(trigger(1, 0.9), 2.5)
+    assert not inspection.counts(trigger(1, 1.1), 2.5)
+    assert not inspection.counts(trigger(1, 0.9), None)
+    assert Inspection(suspicious=[1]).counts(trigger(1, 9.0), None)
+
+
 def test_triggers_of_suspicious_classes_are_kept_wherever_they_stand(tmp_path: Path) -> None:
     ranked = rankings(1.0, 3.0, 1.5)
     save_triggers(ranked, tmp_path / "t.safetensors", 1, suspicious=[1])

@@ -127,7 +127,7 @@ def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
     stale = verdict([], [(trigger(1, 1.0), Rate(20, 100))], NAMES, 0.2)
     assert sound["verdict"] == "no evidence of a backdoor left under these tests"
     assert "at most 5.0 %" in sound["reasons"][0]
-    assert "no trigger had been found in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
+    assert "No class stood out in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
     assert fresh["verdict"] == stale["verdict"] == "evidence remains"
     assert fresh["reasons"] == ["Class 'one' stands out."]
     assert "still sends 20 of 100 images to 'one'" in stale["reasons"][0]
@@ -159,14 +159,15 @@ def test_the_page_shows_rankings_pictures_rungs_and_verdict(tmp_path: object) ->
     rung |= {"lost": 2, "gained": 1, "total": 100}
     ladder = {"max_drop": 0.01, "kept": 0, "rungs": [rung], "reason": None}
     norms = [{"family": "mask", "target": 0, "suspect": 1.0, "repaired": None}]
-    audit = verdict([], [], NAMES, 0.2) | {"norms": norms}
+    old = [{"family": "mask", "target": 0, "success": 0.25, "counts": True}]
+    audit = verdict([], [], NAMES, 0.2) | {"norms": norms, "old_triggers": old}
     text = page("run", NAMES, inspection, files, ladder, audit)
     for piece in (
         "**No evidence of a backdoor left under these tests.**",
         "| zero | 1.00 | 90.0 | ![mask-0.png](mask-0.png) ![mask-0-opacity.png](mask-0-opacity.png) |",
         "Runner-up over smallest: 2.50; median 2.50",
         "| weight 0.1 | 1.00 [0.00, 2.00] | 2, 1, 100 | kept |",
-        "| mask | zero | 1.00 | not found |",
+        "| mask | zero | 1.00 | not found | 25.0 | counts |",
         "A remark.",
     ):
         assert piece in text

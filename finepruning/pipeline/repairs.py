@@ -194,14 +194,24 @@ class Repairs:
         rates = success(network, old, self._validation())
         limit = self.options["audit"]["max_success"]
         evidence = self.inspection.evidence(rankings, self.names)
-        said = verdict(evidence, list(zip(old, rates, strict=True)), self.names, limit)
         applied = [
-            {"family": t.family, "target": t.target, "success": rate.value if rate.total else None}
-            for t, rate in zip(old, rates, strict=True)
+            (trigger, rate, self.inspection.counts(trigger, before["rankings"][trigger.family]["median"]))
+            for trigger, rate in zip(old, rates, strict=True)
+        ]
+        counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
+        said = verdict(evidence, counted, self.names, limit)
+        old_triggers = [
+            {
+                "family": trigger.family,
+                "target": trigger.target,
+                "success": rate.value if rate.total else None,
+                "counts": counts,
+            }
+            for trigger, rate, counts in applied
         ]
         norms = compare(before["rankings"], after, suspicious)
         said["reasons"] += self._failures(rankings)
-        return said | {"old_triggers": applied, "norms": norms, "rankings": after}
+        return said | {"old_triggers": old_triggers, "norms": norms, "rankings": after}
 
     def _rank(self, network: nn.Module) -> tuple[Rankings, dict[str, Any]]:
         """Return both rankings of a network, and the same as plain values."""

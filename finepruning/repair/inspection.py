@@ -110,6 +110,15 @@ class Inspection:
             return min(len(FAMILIES) * self.suspicious, inspected)
         return len(self._named)
 
+    def counts(self, trigger: Trigger, median: float | None) -> bool:
+        """Return whether a trigger is evidence: it stands out of its ranking, or its class is named.
+
+        Args:
+            trigger: That was found.
+            median: Of its ranking's norms; None or NaN if there is none.
+        """
+        return trigger.target in self._named or trigger.norm < self.outlier * (median or math.nan)
+
     @property
     def _named(self) -> list[int]:
         return [] if isinstance(self.suspicious, int) else list(dict.fromkeys(self.suspicious))

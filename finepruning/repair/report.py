@@ -80,13 +80,7 @@ def page(
     if ladder is not None:
         lines += ["", *_ladder(ladder)]
     if audit is not None:
-        lines += ["", "## Smallest norms before and after", "", "| family | class | suspect | repaired |"]
-        lines += ["|---|---|---|---|"]
-        lines += [
-            f"| {row['family']} | {_name(row['target'], names)} | {_norm(row['suspect'])} | "
-            f"{_norm(row['repaired'])} |"
-            for row in audit["norms"]
-        ]
+        lines += ["", *_audit(audit, names)]
     return "\n".join([*lines, ""])
 
 
@@ -103,8 +97,8 @@ def _ranking(
         f"### Smallest triggers: {family}",
         "",
         f"Norm: {unit}; success on images that the search did not use. Runner-up over smallest: {ratio}; "
-        f"median {_norm(found['median'])}. The first {len(shown)} of {len(found['ranking'])}; the record has "
-        "all.",
+        f"median {_norm(found['median'])}. {len(shown)} of {len(found['ranking'])} are shown; the record "
+        "has all.",
         "",
         "| class | norm | success, % | trigger |",
         "|---|---|---|---|",
@@ -114,6 +108,28 @@ def _ranking(
         share = "-" if row["success"] is None else f"{100 * row['success']:.1f}"
         images = " ".join(f"![{file}]({file})" for file in pictures.get((family, label), ()))
         lines.append(f"| {_name(label, names)} | {_norm(row['norm'])} | {share} | {images} |")
+    return lines
+
+
+def _audit(audit: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    still = {(row["family"], row["target"]): row for row in audit["old_triggers"]}
+    lines = [
+        "## Before and after",
+        "",
+        "Norm of the smallest trigger in the suspect and in the repaired network, and how many validation images "
+        "the suspect's one still sends to its class; that is evidence where the class stood out or was named.",
+        "",
+        "| family | class | suspect | repaired | old trigger, % | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in audit["norms"]:
+        old = still.get((row["family"], row["target"]))
+        success = "-" if old is None or old["success"] is None else f"{100 * old['success']:.1f}"
+        note = "counts" if old is not None and old["counts"] else ""
+        lines.append(
+            f"| {row['family']} | {_name(row['target'], names)} | {_norm(row['suspect'])} | "
+            f"{_norm(row['repaired'])} | {success} | {note} |"
+        )
     return lines
 
 
