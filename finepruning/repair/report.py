@@ -116,8 +116,8 @@ def _audit(audit: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     lines = [
         "## Before and after",
         "",
-        "Norm of the smallest trigger in the suspect and in the repaired network, and how many validation images "
-        "the suspect's one still sends to its class; that is evidence where the class stood out or was named.",
+        "Norm of the smallest trigger in the suspect and in the repaired network, and how many validation "
+        "images the suspect's one still sends to its class: evidence where that class stood out or was named.",
         "",
         "| family | class | suspect | repaired | old trigger, % | |",
         "|---|---|---|---|---|---|",
