@@ -157,12 +157,32 @@ def test_a_rung_may_change_what_its_defense_prunes_by(tmp_path: Path) -> None:
     ]
 
 
-def test_the_first_rung_is_fine_pruning_and_the_first_unlearning_has_half_the_rate() -> None:
+def test_the_gentlest_unlearning_has_half_the_rate_and_prunes_where_no_class_is_clear() -> None:
     for more, rate in (([], 0.01), (["dataset=gtsrb"], 0.02), (["defense.tuning.learning_rate=0.2"], 0.2)):
-        fineprune, first, *rest = composed("defense=auto", *more).defense.ladder
-        assert fineprune == {"tuner": "finetune", "prune": 0.04}
-        assert first.learning_rate == pytest.approx(rate / 2)
-        assert not any("learning_rate" in rung for rung in rest)
+        ladder = composed("defense=auto", *more).defense.ladder
+        unclear, clear = (
+            [rung for rung in ladder if rung.get("when") == when] for when in ("unclear", "clear")
+        )
+        assert unclear[0] == {"when": "unclear", "tuner": "finetune", "prune": 0.04}
+        assert all(rung.prune == 0.04 for rung in [*unclear, *ladder[-2:]])
+        assert not any("prune" in rung for rung in clear)
+        for first in (unclear[1], clear[0]):
+            assert first.learning_rate == pytest.approx(rate / 2)
+        assert not any("learning_rate" in rung for rung in ladder[-2:])
+
+
+def test_a_rung_is_walked_where_it_is_meant_for(quick_run: RunHere) -> None:
+    ladder = "defense.ladder=[{when: unclear, weight: 0.1}, {when: clear, weight: 0.2}]"
+    options = ("defense=auto", *FAST, *UNLEARN, "defense.max_drop=1")
+    named = [f"defense.inspection.suspicious={classes}" for classes in ([7], [7, 3])]
+    clear, unclear = (quick_run(*options, ladder, one)["ladder"]["rungs"] for one in named)
+    assert [rung["options"] for rung in clear] == [{"weight": 0.2}]
+    assert [rung["options"] for rung in unclear] == [{"weight": 0.1}]
+    none = quick_run(*options, "defense.ladder=[{when: unclear, weight: 0.1}]", named[0])
+    assert none["scores"]["defended"] == none["scores"]["suspect"]
+    assert "No rung of defense.ladder is for an inspection that is clear." in none["ladder"]["reason"]
+    with pytest.raises(Refused, match=r"when=often of a rung is unknown. Choose clear"):
+        quick_run(*options, "defense.ladder=[{when: often, weight: 0.1}]")
 
 
 def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: RunHere) -> None:
@@ -199,8 +219,11 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
             folds=[Fold(images, torch.arange(4)), Fold(images, torch.arange(4, 8))],
         )
         options = {"max_drop": 1, "stop_early": False}
+        inspected = SimpleNamespace(about={"result": {"suspicious": [0, 1]}})
         suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
-        Ladder(defense, None, ("a", "b"), options, fit, "cpu", share, True).climb(suspect, None, directory)
+        Ladder(defense, None, ("a", "b"), options, fit, "cpu", share, True).climb(
+            suspect, inspected, directory
+        )
         return trained
 
     first, other = tmp_path / "first", tmp_path / "other"

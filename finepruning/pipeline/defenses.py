@@ -226,7 +226,13 @@ def _build_ladder(
                 f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
                 "give its options in defense.tuners."
             )
-        own = {key: value for key, value in rung.items() if key not in ("prune", "tuner")}
+        when = rung.get("when")
+        if when not in (None, "clear", "unclear"):
+            raise ValueError(
+                f"when={when} of a rung is unknown. Choose clear (one class is suspicious) or unclear "
+                "in defense.ladder, or leave it out: the rung is for both."
+            )
+        own = {key: value for key, value in rung.items() if key not in ("when", "prune", "tuner")}
         whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())
         for key in set(own) & set(whole) - {"tuning"}:  # of the defense, not of its training
             whole[key] = own.pop(key)
@@ -243,7 +249,8 @@ def _build_ladder(
             layers = [] if prune is None else list(named)
             acting = first + _build_callbacks(whole)
             tunings.append(defender.make((tuning or NO_TUNING) | own, layers, acting))
-        ladder.append(Rung(rung, tunings))
+        options = {key: value for key, value in rung.items() if key != "when"}
+        ladder.append(Rung(options, tunings, when))
     return ladder
 
 

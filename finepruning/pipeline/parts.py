@@ -52,10 +52,18 @@ class Fold:
 
 @dataclass(frozen=True)
 class Rung:
-    """A strength of a ladder: its own part of the configuration, and a tuning without each fold."""
+    """A strength of a ladder.
+
+    Args:
+        options: Its own part of the configuration.
+        tunings: One without each fold.
+        when: Where it is walked: ``clear`` where exactly one class is suspicious, ``unclear`` elsewhere;
+            None: everywhere.
+    """
 
     options: Mapping[str, Any]
     tunings: Sequence[Tuning]
+    when: str | None = None
 
 
 @dataclass(frozen=True)

@@ -105,14 +105,16 @@ class Repairs:
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
-        network, rungs = self.defense.module.network, self.defense.ladder
+        network = self.defense.module.network
+        case = "clear" if len(inspected.about["result"]["suspicious"]) == 1 else "unclear"
+        rungs = [rung for rung in self.defense.ladder if rung.when in (None, case)]
         max_drop, stop_early = self.options["max_drop"], self.options["stop_early"]
         suspect.load_into(network)
         before = self._right(network)
         log.info("%s images decide, in %s folds.", len(before), len(self.defense.folds))
         places = [directory / f"rung-{number}" for number in range(1, len(rungs) + 1)]
         audits: dict[int | None, dict[str, Any]] = {}
-        reasons: list[str] = []
+        reasons = [] if rungs else [f"No rung of defense.ladder is for an inspection that is {case}."]
 
         def attempt(number: int) -> PairedLoss | None:
             log.info("Rung %s of %s ...", number + 1, len(rungs))
