@@ -145,7 +145,6 @@ def test_a_search_without_a_budget_is_refused(key: str) -> None:
         ({"classes": 1}, r"classes=1 is below 2\. Change defense\.inspection\.classes"),
         ({"sample": 0}, r"sample=0 is below 1"),
         ({"suspicious": -1}, r"suspicious=-1 is below 0"),
-        ({"clear": 1.0}, r"clear=1\.0 must be above 1"),
         ({"outlier": 1.0}, r"outlier=1\.0 is outside \(0, 1\)"),
         ({"search": {"success": 1.0}}, r"success=1\.0 is outside \(0, 1\)"),
         ({"search": {"rates": {"additive": 0.0, "mask": 1.0}}}, r"rates=.* must be above 0"),
@@ -170,10 +169,13 @@ def rankings(*norms: float) -> dict:
     }
 
 
-def test_the_head_of_each_ranking_is_suspicious_and_one_where_it_is_clear() -> None:
+def test_what_stands_out_is_suspicious_or_else_the_head_of_each_ranking() -> None:
     assert Inspection(suspicious=2).suspects(rankings(1.0, 3.0, 1.5)) == [0, 2]
-    assert Inspection(suspicious=2).suspects(rankings(1.0, 3.0, 2.0)) == [0]
+    assert Inspection(suspicious=2).suspects(rankings(1.0, 3.0, 3.0)) == [0]
     assert Inspection(suspicious=3).suspects(rankings(math.inf, 3.0, 2.0)) == [2, 1]
+    one = {"additive": rankings(2.0, 2.5, 3.0)["additive"], "mask": rankings(3.0, 1.0, 3.0)["mask"]}
+    assert Inspection().suspects(one) == [1]
+    assert Inspection(suspicious=1).suspects(rankings(0.5, 0.4, 3.0, 3.0, 3.0)) == [1]
 
 
 def test_classes_that_are_named_are_suspicious_whatever_their_norms() -> None:

@@ -27,9 +27,8 @@ class Inspection:
         search: Arguments of :class:`Search`.
         classes: How many classes, drawn by chance, are inspected; None: all of them.
         sample: Clean images that are searched on, at most; at least 1.
-        suspicious: How many classes of each family count as suspicious, the smallest ones, at least 0; or
-            the classes that do, whatever their norms.
-        clear: Ratio of the runner-up's norm to the smallest from which only that one is suspicious; above 1.
+        suspicious: How many classes of each family count as suspicious, at least 0: of those that stand out,
+            or, where none does, of the smallest ones; or the classes that do, whatever their norms.
         outlier: Share of the median norm below which a class stands out, in (0, 1).
 
     Raises:
@@ -40,7 +39,6 @@ class Inspection:
     classes: int | None = None
     sample: int = 2048
     suspicious: int | Sequence[int] = 3
-    clear: float = 2.0
     outlier: float = 0.4
 
     def __post_init__(self) -> None:
@@ -48,8 +46,6 @@ class Inspection:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{name}={value} is below {least}. Change defense.inspection.{name}.")
-        if self.clear <= 1:
-            raise ValueError(f"clear={self.clear} must be above 1. Change defense.inspection.clear.")
         if not 0 < self.outlier < 1:
             raise ValueError(f"outlier={self.outlier} is outside (0, 1). Change defense.inspection.outlier.")
         Search(**self.search)  # says what is wrong with it now, not after training
@@ -89,15 +85,13 @@ class Inspection:
         return rankings
 
     def suspects(self, rankings: Rankings) -> list[int]:
-        """Return the suspicious classes: those named, or each ranking's head, one where it is clear."""
+        """Return the suspicious classes: those named, or those that stand out, or each ranking's head."""
         if not isinstance(self.suspicious, int):
             return self._named
-        found: list[int] = []
-        for ranking in rankings.values():
-            head = [trigger.target for trigger in reached(ranking)]
-            clear = runner_up_ratio(ranking) >= self.clear
-            found += head[: min(1, self.suspicious) if clear else self.suspicious]
-        return list(dict.fromkeys(found))
+        heads = [reached(ranking) for ranking in rankings.values()]
+        outliers = [[t for t in head if t.norm < self.outlier * median_norm(head)] for head in heads]
+        chosen = outliers if any(outliers) else heads
+        return list(dict.fromkeys(t.target for head in chosen for t in head[: self.suspicious]))
 
     def most_suspects(self, num_classes: int) -> int:
         """Return how many classes can be suspicious at once: the named ones, or each head, all different.
