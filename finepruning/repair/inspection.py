@@ -89,7 +89,7 @@ class Inspection:
         if not isinstance(self.suspicious, int):
             return self._named
         heads = [reached(ranking) for ranking in rankings.values()]
-        outliers = [[t for t in head if t.norm < self.outlier * median_norm(head)] for head in heads]
+        outliers = [[t for t in head if self._stands_out(t, median_norm(head))] for head in heads]
         chosen = outliers if any(outliers) else heads
         return list(dict.fromkeys(t.target for head in chosen for t in head[: self.suspicious]))
 
@@ -111,11 +111,14 @@ class Inspection:
             trigger: That was found.
             median: Of its ranking's norms; None or NaN if there is none.
         """
-        return trigger.target in self._named or trigger.norm < self.outlier * (median or math.nan)
+        return trigger.target in self._named or self._stands_out(trigger, median or math.nan)
 
     @property
     def _named(self) -> list[int]:
         return [] if isinstance(self.suspicious, int) else list(dict.fromkeys(self.suspicious))
+
+    def _stands_out(self, trigger: Trigger, median: float) -> bool:
+        return trigger.norm < self.outlier * median
 
     def evidence(self, rankings: Rankings, names: Sequence[str]) -> list[str]:
         """Return a sentence for whatever stands out of a ranking."""
@@ -123,7 +126,7 @@ class Inspection:
         for family, ranking in rankings.items():
             middle = median_norm(ranking)
             for trigger in ranking:
-                if trigger.norm < self.outlier * middle:
+                if self._stands_out(trigger, middle):
                     away = trigger.target == UNTARGETED
                     where = "away from their class" if away else f"to {names[trigger.target]!r}"
                     sentences.append(
