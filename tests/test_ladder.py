@@ -127,7 +127,7 @@ def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
     stale = verdict([], [(trigger(1, 1.0), Rate(20, 100))], NAMES, 0.2)
     assert sound["verdict"] == "no evidence of a backdoor left under these tests"
     assert "at most 5.0 %" in sound["reasons"][0]
-    assert "No class stood out in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
+    assert "No trigger stood out in the suspect" in verdict([], [], NAMES, 0.2)["reasons"][0]
     assert fresh["verdict"] == stale["verdict"] == "evidence remains"
     assert fresh["reasons"] == ["Class 'one' stands out."]
     assert "still sends 20 of 100 images to 'one'" in stale["reasons"][0]

@@ -20,8 +20,8 @@ def verdict(
 
     Args:
         stands_out: What stands out of a fresh inspection of the repaired network, one sentence each.
-        old: Triggers of the classes that stood out in the suspect, and what they still do to the repaired
-            network. Others are no evidence: every network has some, as large as the median or nearly.
+        old: Triggers that stood out in the suspect or whose class was named, and what they still do to the
+            repaired network. Others are no evidence: every network has some, of about the median norm.
         names: Of the classes.
         max_success: Success of an old trigger from which it is evidence, in (0, 1].
     """
@@ -43,7 +43,7 @@ def verdict(
             "the validation images to their classes."
         )
     else:
-        reason += ". No class stood out in the suspect whose trigger could be put on again: this says little."
+        reason += ". No trigger stood out in the suspect that could be put on again: this says little."
     return {"verdict": NOTHING_FOUND, "evidence": False, "reasons": [reason]}
 
 
