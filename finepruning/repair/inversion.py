@@ -46,7 +46,7 @@ class Search:
     """
 
     steps: int = 400
-    images: int = 2
+    images: int = 4
     success: float = 0.9
     rates: dict[str, float] = field(default_factory=lambda: {"additive": 0.02, "mask": 0.3})
     patience: int = 120
