@@ -16,7 +16,7 @@ from finepruning.repair import Search, invert
 ROUNDS = 3
 CLASSES = 43
 SHAPE = (3, 32, 32)
-SEARCH = Search(steps=20, images=2, precision=cpu_precision())
+SEARCH = Search(steps=20, precision=cpu_precision())
 
 
 def _network() -> nn.Module:

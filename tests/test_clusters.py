@@ -80,7 +80,7 @@ def test_an_extra_that_is_not_installed_is_named(
     launcher: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match=rf'Run: pip install "finepruning\[{extra}\]"'):
+    with pytest.raises(SystemExit, match=rf'Run: pip install -e "\.\[{extra}\]"'):
         check(f"hydra/launcher={launcher}")
 
 

@@ -126,7 +126,7 @@ def test_a_coupled_group_that_would_change_the_network_is_refused(network: nn.Mo
 
 def test_without_torch_pruning_the_refusal_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ValueError, match=r"finepruning\[structural\]"):
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[structural\]\""):
         remove_coupled(masked(plain(groups=12), "4", [1]), "4", IMAGES.shape[1:])
 
 

@@ -189,6 +189,14 @@ def test_classes_that_are_named_are_suspicious_whatever_their_norms() -> None:
         Inspection(suspicious=["stop"]).targets(50)
 
 
+def test_an_inspection_is_clear_where_a_class_stands_out_or_is_named() -> None:
+    level, outlying = rankings(2.0, 2.5, 3.0, 3.0, 3.0), rankings(0.5, 0.4, 3.0, 3.0, 3.0)
+    assert not Inspection().clear(level)
+    assert Inspection().clear(outlying)
+    assert Inspection().clear({"additive": level["additive"], "mask": outlying["mask"]})
+    assert Inspection(suspicious=[3]).clear(level)
+
+
 def test_a_trigger_counts_in_the_audit_if_it_stood_out_or_its_class_is_named() -> None:
     inspection = Inspection(outlier=0.4)
     assert inspection.counts(trigger(1, 0.9), 2.5)

@@ -132,7 +132,7 @@ def test_a_missing_package_is_named_with_its_command(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == logger else found(name, *rest)
     )
-    with pytest.raises(Refused, match=rf"pip install 'finepruning\[{logger}\]'"):
+    with pytest.raises(Refused, match=rf"pip install -e '\.\[{logger}\]'"):
         quick_run("defense=none", f"logger={logger}")
 
 

@@ -174,11 +174,11 @@ def test_the_gentlest_unlearning_has_half_the_rate_and_prunes_where_no_class_is_
 def test_a_rung_is_walked_where_it_is_meant_for(quick_run: RunHere) -> None:
     ladder = "defense.ladder=[{when: unclear, weight: 0.1}, {when: clear, weight: 0.2}]"
     options = ("defense=auto", *FAST, *UNLEARN, "defense.max_drop=1")
-    named = [f"defense.inspection.suspicious={classes}" for classes in ([7], [7, 3])]
-    clear, unclear = (quick_run(*options, ladder, one)["ladder"]["rungs"] for one in named)
-    assert [rung["options"] for rung in clear] == [{"weight": 0.2}]
-    assert [rung["options"] for rung in unclear] == [{"weight": 0.1}]
-    none = quick_run(*options, "defense.ladder=[{when: unclear, weight: 0.1}]", named[0])
+    named, level = (f"defense.inspection.{what}" for what in ("suspicious=[7,3]", "outlier=0.0001"))
+    for what, weight in ((named, 0.2), (level, 0.1)):
+        walked = quick_run(*options, ladder, what)["ladder"]["rungs"]
+        assert [rung["options"] for rung in walked] == [{"weight": weight}]
+    none = quick_run(*options, "defense.ladder=[{when: unclear, weight: 0.1}]", named)
     assert none["scores"]["defended"] == none["scores"]["suspect"]
     assert "No rung of defense.ladder is for an inspection that is clear." in none["ladder"]["reason"]
     with pytest.raises(Refused, match=r"when=often of a rung is unknown. Choose clear"):

@@ -95,7 +95,7 @@ def main(*arguments: str) -> None:
     try:
         workspace = build_workspace(options.entity, options.project)
     except ImportError:
-        sys.exit("The package wandb-workspaces is not installed: pip install 'finepruning[workspaces]'.")
+        sys.exit("The package wandb-workspaces is not installed: pip install -e '.[workspaces]'.")
     if not os.environ.get("WANDB_API_KEY"):
         print(outline(workspace))
         print("\nNothing was created: set WANDB_API_KEY (https://wandb.ai/authorize) and run this again.")

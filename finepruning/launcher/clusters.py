@@ -49,7 +49,7 @@ def missing_extra(launcher: str) -> str | None:
     package, extra = EXTRAS.get(launcher, (None, None))
     if package is None or importlib.util.find_spec(package) is not None:
         return None
-    return f'{package} is not installed. Run: pip install "finepruning[{extra}]"'
+    return f'{package} is not installed. Run: pip install -e ".[{extra}]"'
 
 
 def unreachable_slurm() -> str | None:

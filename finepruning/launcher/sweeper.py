@@ -73,7 +73,7 @@ class OptunaSweeper(Sweeper):
         """Keep what Hydra gives."""
         if importlib.util.find_spec("optuna") is None:
             raise CompactHydraException(
-                'sweep=optuna needs optuna, which is not installed. Run: pip install "finepruning[search]"'
+                'sweep=optuna needs optuna, which is not installed. Run: pip install -e ".[search]"'
             )
         self.config = config
         self.hydra_context = hydra_context

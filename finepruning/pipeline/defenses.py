@@ -229,8 +229,8 @@ def _build_ladder(
         when = rung.get("when")
         if when not in (None, "clear", "unclear"):
             raise ValueError(
-                f"when={when} of a rung is unknown. Choose clear (one class is suspicious) or unclear "
-                "in defense.ladder, or leave it out: the rung is for both."
+                f"when={when} of a rung is unknown. Choose clear (a class stands out or is named) or "
+                "unclear in defense.ladder, or leave it out: the rung is for both."
             )
         own = {key: value for key, value in rung.items() if key not in ("when", "prune", "tuner")}
         whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())

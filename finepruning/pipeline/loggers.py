@@ -35,8 +35,8 @@ def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> It
     package = EXTRAS.get(kind)
     if package and importlib.util.find_spec(package) is None:
         raise ValueError(
-            f"logger={package} needs a package that is not installed: pip install "
-            f"'finepruning[{package}]', or choose logger=wandb or logger=none."
+            f"logger={package} needs a package that is not installed: pip install -e "
+            f"'.[{package}]', or choose logger=wandb or logger=none."
         )
     more = {"WandbLogger": _start_wandb, "MLFlowLogger": _prepare_mlflow}.get(kind, lambda *_: {})
     options = more(config, place, about)

@@ -57,8 +57,8 @@ class Rung:
     Args:
         options: Its own part of the configuration.
         tunings: One without each fold.
-        when: Where it is walked: ``clear`` where exactly one class is suspicious, ``unclear`` elsewhere;
-            None: everywhere.
+        when: Where it is walked: ``clear`` where a class stands out or is named, ``unclear`` elsewhere; None:
+            everywhere.
     """
 
     options: Mapping[str, Any]

@@ -88,6 +88,7 @@ class Repairs:
         return {
             "rankings": found,
             "suspicious": suspicious,
+            "clear": self.inspection.clear(rankings),
             "verdict": "something stands out" if evidence else "nothing stands out",
             "reasons": reasons,
             "remarks": remarks,
@@ -106,7 +107,7 @@ class Repairs:
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
         network = self.defense.module.network
-        case = "clear" if len(inspected.about["result"]["suspicious"]) == 1 else "unclear"
+        case = "clear" if inspected.about["result"]["clear"] else "unclear"
         rungs = [rung for rung in self.defense.ladder if rung.when in (None, case)]
         max_drop, stop_early = self.options["max_drop"], self.options["stop_early"]
         suspect.load_into(network)

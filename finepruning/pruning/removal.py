@@ -100,7 +100,7 @@ def remove_coupled(network: nn.Module, layer: str, image_shape: Sequence[int]) -
     try:
         import torch_pruning  # type: ignore[import-untyped] # an extra
     except ImportError as error:
-        raise _refusal(layer, 'torch-pruning is missing (pip install "finepruning[structural]")') from error
+        raise _refusal(layer, 'torch-pruning is missing (pip install -e ".[structural]")') from error
     pruned = (mask_of(network, layer) == 0).nonzero().squeeze(1).tolist()
     smaller = copy.deepcopy(network).eval()
     remove_mask(smaller, layer)

@@ -93,6 +93,14 @@ class Inspection:
         chosen = outliers if any(outliers) else heads
         return list(dict.fromkeys(t.target for head in chosen for t in head[: self.suspicious]))
 
+    def clear(self, rankings: Rankings) -> bool:
+        """Return whether a class stands out or is named, so that the suspicious ones are no mere heads."""
+        return any(
+            self.counts(trigger, median_norm(ranking))
+            for ranking in rankings.values()
+            for trigger in reached(ranking)
+        )
+
     def most_suspects(self, num_classes: int) -> int:
         """Return how many classes can be suspicious at once: the named ones, or each head, all different.
 
