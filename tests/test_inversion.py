@@ -195,6 +195,7 @@ def test_an_inspection_is_clear_where_a_class_stands_out_or_is_named() -> None:
     assert Inspection().clear(outlying)
     assert Inspection().clear({"additive": level["additive"], "mask": outlying["mask"]})
     assert Inspection(suspicious=[3]).clear(level)
+    assert Inspection(suspicious=[3]).clear(rankings(math.inf, math.inf))
 
 
 def test_a_trigger_counts_in_the_audit_if_it_stood_out_or_its_class_is_named() -> None:

@@ -95,10 +95,9 @@ class Inspection:
 
     def clear(self, rankings: Rankings) -> bool:
         """Return whether a class stands out or is named, so that the suspicious ones are no mere heads."""
-        return any(
-            self.counts(trigger, median_norm(ranking))
-            for ranking in rankings.values()
-            for trigger in reached(ranking)
+        heads = [reached(ranking) for ranking in rankings.values()]
+        return bool(self._named) or any(
+            self._stands_out(t, median_norm(head)) for head in heads for t in head
         )
 
     def most_suspects(self, num_classes: int) -> int:
