@@ -219,7 +219,7 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
             folds=[Fold(images, torch.arange(4)), Fold(images, torch.arange(4, 8))],
         )
         options = {"max_drop": 1, "stop_early": False}
-        inspected = SimpleNamespace(about={"result": {"suspicious": [0, 1]}})
+        inspected = SimpleNamespace(about={"result": {"suspicious": [0, 1], "clear": False}})
         suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
         Ladder(defense, None, ("a", "b"), options, fit, "cpu", share, True).climb(
             suspect, inspected, directory
