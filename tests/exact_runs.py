@@ -30,6 +30,8 @@ def losses(place: Path, record: dict[str, Any], stage: str) -> list[float]:
 
 
 def assert_equal_networks(ones: dict[str, torch.Tensor], twos: dict[str, torch.Tensor]) -> None:
+    # sums in another order round differently, by 3e-4 after training with AMX; shares of a batch that are
+    # weighted wrongly make 1e-3 of it, and losses that differ by more than their tolerance
     assert ones.keys() == twos.keys()
     for name, tensor in ones.items():
-        torch.testing.assert_close(twos[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        torch.testing.assert_close(twos[name], tensor, rtol=1e-3, atol=5e-4, msg=name)
