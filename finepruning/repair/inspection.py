@@ -88,17 +88,13 @@ class Inspection:
         """Return the suspicious classes: those named, or those that stand out, or each ranking's head."""
         if not isinstance(self.suspicious, int):
             return self._named
-        heads = [reached(ranking) for ranking in rankings.values()]
-        outliers = [[t for t in head if self._stands_out(t, median_norm(head))] for head in heads]
-        chosen = outliers if any(outliers) else heads
+        outliers = self._outliers(rankings)
+        chosen = outliers if any(outliers) else [reached(ranking) for ranking in rankings.values()]
         return list(dict.fromkeys(t.target for head in chosen for t in head[: self.suspicious]))
 
     def clear(self, rankings: Rankings) -> bool:
         """Return whether a class stands out or is named, so that the suspicious ones are no mere heads."""
-        heads = [reached(ranking) for ranking in rankings.values()]
-        return bool(self._named) or any(
-            self._stands_out(t, median_norm(head)) for head in heads for t in head
-        )
+        return bool(self._named) or any(self._outliers(rankings))
 
     def most_suspects(self, num_classes: int) -> int:
         """Return how many classes can be suspicious at once: the named ones, or each head, all different.
@@ -123,6 +119,10 @@ class Inspection:
     @property
     def _named(self) -> list[int]:
         return [] if isinstance(self.suspicious, int) else list(dict.fromkeys(self.suspicious))
+
+    def _outliers(self, rankings: Rankings) -> list[list[Trigger]]:
+        heads = [reached(ranking) for ranking in rankings.values()]
+        return [[t for t in head if self._stands_out(t, median_norm(head))] for head in heads]
 
     def _stands_out(self, trigger: Trigger, median: float) -> bool:
         return trigger.norm < self.outlier * median
