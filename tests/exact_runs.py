@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import run_here
 
-# no BatchNorm and no dropout, so that a batch's share is computed as in the whole batch; double precision, since
-# sums in another order round as differently as the processor likes
+# no BatchNorm and no dropout, so that a batch's share is computed as in the whole batch; double precision,
+# since sums in another order round as differently as the processor likes
 EXACT = ("model=badnets_cnn", "dataset.size=16", "trainer.max_epochs=2", "trainer.precision=64-true")
 
 
