@@ -36,7 +36,7 @@ check: setup ## Lint, format and types
 bench: setup ## Print one line per figure; ONLY=prefix runs a part
 	@$(BIN)/python -m tests.bench $(ONLY)
 
-experiments: setup ## Run the commands of all pages in experiments/; hours, and a second call goes on
+experiments: setup ## Run the commands of all pages in experiments/; days, and a second call goes on
 	awk '/^```sh$$/ {on = 1; next} /^```$$/ {on = 0} on' experiments/*.md | PATH="$(CURDIR)/$(BIN):$$PATH" sh -ex
 
 figures: setup ## Draw the figures and tables of the runs in RUNS (default: runs) into figures/
