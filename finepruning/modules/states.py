@@ -74,6 +74,9 @@ class PrunedClassifier(Classifier):
         for layer in self.layers:
             add_mask(network, layer, channel_count(network, layer, image_shape))
 
+    def check_epochs(self, max_epochs: int) -> None:
+        """Raise ValueError if tuning cannot be done in so many epochs; here in any number."""
+
 
 class FinePrunedClassifier(PrunedClassifier):
     """A pruned network that is tuned on the defender's clean images; with no layers, plain fine-tuning.

@@ -8,41 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from finepruning.callbacks import PruneChannels
 from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
-from finepruning.modules import (
-    ANPClassifier,
-    Classifier,
-    FinePrunedClassifier,
-    FTSAMClassifier,
-    HeadShiftClassifier,
-    IBAUClassifier,
-    NADClassifier,
-    PrunedClassifier,
-    SAUClassifier,
-    UnlearnedClassifier,
-)
+from finepruning.modules import Classifier, PrunedClassifier, UnlearnedClassifier
 from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
-from finepruning.pipeline.targets import build
+from finepruning.pipeline.targets import build, check_target
 from finepruning.repair import Inspection, check_max_drop, check_max_success, split_folds
 
 log = logging.getLogger(__name__)
 
-NO_TUNING = {"max_epochs": 0, "batch_size": 256}
-TUNERS: dict[str, type[PrunedClassifier]] = {
-    "finetune": FinePrunedClassifier,
-    "unlearn": UnlearnedClassifier,
-    "ft_sam": FTSAMClassifier,
-    "anp": ANPClassifier,
-    "i_bau": IBAUClassifier,
-    "nad": NADClassifier,
-    "head_shift": HeadShiftClassifier,
-    "sau": SAUClassifier,
-}
+NO_TUNING = {"_target_": "finepruning.modules.PrunedClassifier", "max_epochs": 0, "batch_size": 256}
 
 
 @dataclass(frozen=True)
@@ -68,10 +48,8 @@ class _Defender:
     def make(self, values: Mapping[str, Any], layers: list[str], callbacks: list[Callback]) -> Tuning:
         """Return what tunes the network with the values of a configuration."""
         options = dict(values)
-        tuner = options.pop("tuner", "finetune")
+        tuner = _tuner(options.pop("_target_"))
         max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
-        if tuner not in TUNERS:
-            raise ValueError(f"The tuner {tuner!r} is unknown; choose {', '.join(TUNERS)} in defense.")
         if max_epochs < 0 or batch_size < 1:
             raise ValueError(
                 f"max_epochs={max_epochs} and batch_size={batch_size} are no way to tune. Set "
@@ -87,11 +65,11 @@ class _Defender:
                 batch_size,
             )
         augment = _both(self.augment, options.pop("augment", None))
-        kind = TUNERS[tuner] if max_epochs else PrunedClassifier
-        known = option_names(TUNERS[tuner])
+        kind = tuner if max_epochs else PrunedClassifier
+        known = option_names(tuner)
         if unknown := sorted(set(options) - known):
             raise ValueError(
-                f"The tuner {tuner!r} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
+                f"{tuner.__name__} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
             )
         kept = option_names(kind)
         options = {key: value for key, value in options.items() if key in kept}
@@ -99,12 +77,32 @@ class _Defender:
             module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         except TypeError as error:
             raise ValueError(
-                f"A value of the tuner {tuner!r} is of the wrong kind ({error}): {options}. Change it."
+                f"A value for {kind.__name__} is of the wrong kind ({error}): {options}. Change it."
             ) from error
-        if isinstance(module, NADClassifier):
-            module.check_epochs(max_epochs)
+        module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs)
+
+
+def without_unused(defense: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a defense as plain values without the tuners that no rung of its ladder names."""
+    named = {rung.get("tuner") for rung in defense.get("ladder", [])}
+    tuners = {name: tuner for name, tuner in defense.get("tuners", {}).items() if name in named}
+    return {**defense, "tuners": tuners}
+
+
+def _tuner(target: str) -> type[PrunedClassifier]:
+    check_target(target)
+    try:
+        tuner = get_class(target)
+    except (ImportError, ValueError):
+        tuner = Classifier
+    if not issubclass(tuner, PrunedClassifier):
+        raise ValueError(
+            f"{target} is no module that tunes. Set defense.tuning._target_ to one of finepruning.modules, "
+            "such as finepruning.modules.FinePrunedClassifier."
+        )
+    return tuner
 
 
 def option_names(kind: type[PrunedClassifier]) -> set[str]:

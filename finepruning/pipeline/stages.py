@@ -14,6 +14,7 @@ from torch import nn
 
 from finepruning.attacks import Transfer
 from finepruning.pipeline.analysis import analyse_layers, score_curve
+from finepruning.pipeline.defenses import without_unused
 from finepruning.pipeline.exports import write_exports, write_repair
 from finepruning.pipeline.parts import Defense, Parts, Source, Stress
 from finepruning.pipeline.processes import Team, TeamStore
@@ -121,7 +122,7 @@ class Run:
             repairs.aim(inspected)
         if not defense.acts:
             return stages
-        made_by = {**made_by, "defense": self._plain["defense"]}
+        made_by = {**made_by, "defense": without_unused(self._plain["defense"])}
         if repairs is not None and defense.ladder:
             made_by |= {"rungs": "kept"} if repairs.keep_rungs else {}
             climb = functools.partial(repairs.climb, suspect, inspected)

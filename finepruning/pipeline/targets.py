@@ -17,11 +17,16 @@ def build(config: DictConfig | None, **more: Any) -> Any:
     if not config:
         return None
     for target in _targets(OmegaConf.to_container(config)):
-        if not target.startswith(ALLOWED_TARGETS):
-            raise ValueError(
-                f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
-            )
+        check_target(target)
     return instantiate(config, _convert_="all", **more)
+
+
+def check_target(target: str) -> None:
+    """Raise ValueError if a target is not on the allow-list."""
+    if not target.startswith(ALLOWED_TARGETS):
+        raise ValueError(
+            f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
+        )
 
 
 def _targets(node: Any) -> list[str]:

@@ -1,7 +1,6 @@
 """Repair as functions: inspection, unlearning, ladder, audit. Knows no attack, no Lightning, no test data.
 
-A comparator from the literature is one file here, with its module in ``modules/`` and its line in
-``pipeline.defenses.TUNERS``.
+A comparator from the literature is one file here, with its module in ``modules/``.
 """
 
 from finepruning.repair.audit import check_max_success, compare, verdict

@@ -120,8 +120,8 @@ def _class(config: Any) -> str:
 
 
 def _classes(defense: Mapping[str, Any]) -> list[str]:
-    found = [_class(callback) for callback in (defense.get("callbacks") or {}).values()]
-    return found + (["tuning"] if defense.get("tuning") else [])
+    parts = [*(defense.get("callbacks") or {}).values(), defense.get("tuning")]
+    return [name for part in parts if (name := _class(part))]
 
 
 def _note(entry: Entry) -> str:
