@@ -1,6 +1,5 @@
 """A stage is trained once, appears whole or not at all, and is never taken for what other code made."""
 
-import ast
 import json
 import multiprocessing
 import time
@@ -13,8 +12,7 @@ import torch
 from torch import nn
 
 from finepruning.pruning import add_mask, pruned_channels, set_pruned
-from finepruning.store import Store, code, load_weights, save_weights
-from finepruning.store.code import ROOMS, code_version, plain_code, source_files
+from finepruning.store import Store, load_weights, save_weights
 
 
 def make(directory: Path) -> Mapping[str, Any]:
@@ -48,7 +46,7 @@ def test_another_configuration_is_another_stage(tmp_path: Path) -> None:
 
 def test_other_code_makes_another_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Store(tmp_path).stage("suspect", {"seed": 1}, make)
-    monkeypatch.setattr("finepruning.store.stages.code_version", lambda kind: "other")
+    monkeypatch.setattr("finepruning.store.stages.code_version", lambda kind, made_by: "other")
     assert Store(tmp_path).stage("suspect", {"seed": 1}, make).key != first.key
 
 
@@ -79,11 +77,6 @@ def test_a_making_that_fails_leaves_no_stage_but_what_it_had(tmp_path: Path) -> 
     stage = Store(tmp_path).stage("suspect", {"seed": 1}, go_on)
     assert stage.about["result"] == {"found": "half"}
     assert not (stage.directory / "last.ckpt").exists()
-
-
-def test_comments_and_docstrings_are_not_code() -> None:
-    assert plain_code('def f():\n    """Say."""\n    return 1  # one') == plain_code("def f():\n    return 1")
-    assert plain_code("def f():\n    return 1") != plain_code("def f():\n    return 2")
 
 
 def test_weights_bring_their_masks_back(tmp_path: Path) -> None:
@@ -120,38 +113,3 @@ def test_what_made_a_stage_can_be_read(tmp_path: Path) -> None:
     about = json.loads((stage.directory / "about.json").read_text())
     assert about["made_by"]["attack"] == {"poison_rate": 0.1}
     assert about["seconds"] >= 0
-
-
-def test_the_defenders_code_decides_no_suspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code, "PACKAGE", tmp_path)
-    versions = []
-    for number, room in enumerate(("start", "callbacks", "repair", "attacks")):
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "file.py").write_text(f"VALUE = {number}")
-        for file in (name for name in ROOMS["defended"] if name.endswith(".py")):
-            (tmp_path / file).parent.mkdir(exist_ok=True)
-            (tmp_path / file).touch()
-        code_version.cache_clear()
-        versions.append((code_version("suspect"), code_version("defended")))
-    code_version.cache_clear()
-    suspects, defended = zip(*versions, strict=True)
-    assert suspects[0] == suspects[1] == suspects[2] != suspects[3]
-    assert len(set(defended)) == 4
-    assert code_version("a kind that no list names") != code_version("suspect")
-
-
-def test_a_kinds_rooms_hold_all_that_they_import() -> None:
-    # of data and suspect only the named parts matter; the others build from what the key holds, keep it, or
-    # are the referee's; the modules that train a suspect are named one by one
-    decide_nothing = {"data", "suspect", "store", "modules"}
-    decide_nothing |= {f"pipeline.{name}" for name in ("analysis", "epochs", "parts", "targets")}
-    decide_nothing |= {"data.decoding", "suspect.triggered"}  # whether a stranger's trigger can be read
-    for rooms in ROOMS.values():
-        files = [path for room in rooms for path in source_files(room)]
-        relative = [path.relative_to(code.PACKAGE).with_suffix("") for path in files]
-        names = {".".join(path.parts).removesuffix(".__init__") for path in relative}
-        nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
-        modules = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-        own = {name.removeprefix("finepruning.") for name in modules if name.startswith("finepruning.")}
-        assert len(own) > 10
-        assert not own - names - decide_nothing

@@ -3,7 +3,6 @@
 import sklearn.datasets  # noqa: F401 - the embedded digits
 
 from finepruning.pipeline import loggers, stages  # noqa: F401 - torch, Lightning and W&B come with them
-from finepruning.store.code import ROOMS, code_version
+from finepruning.store.code import read_code
 
-for kind in ROOMS:
-    code_version(kind)  # kept: no job parses the code anew, and all name the code that was loaded
+read_code()  # kept: no job parses the code anew, and all name the code that was loaded

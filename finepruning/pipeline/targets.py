@@ -5,6 +5,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from finepruning.store.code import named_targets
+
 ALLOWED_TARGETS = ("finepruning.", "pytorch_lightning.")
 
 
@@ -16,7 +18,7 @@ def build(config: DictConfig | None, **more: Any) -> Any:
     """
     if not config:
         return None
-    for target in _targets(OmegaConf.to_container(config)):
+    for target in named_targets(OmegaConf.to_container(config)):
         check_target(target)
     return instantiate(config, _convert_="all", **more)
 
@@ -27,13 +29,3 @@ def check_target(target: str) -> None:
         raise ValueError(
             f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
         )
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        return [
-            target
-            for key, value in node.items()
-            for target in ([str(value)] if key == "_target_" else _targets(value))
-        ]
-    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []

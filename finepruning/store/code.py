@@ -4,9 +4,14 @@ import ast
 import functools
 import hashlib
 import importlib.metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
+# Each file is one choice of many here: of these rooms counts what a stage's configuration names, and what
+# that imports, or other code that counts. So whoever writes an attack or a defense trains no other one anew.
+CHOICES = ("attacks/crafting", "attacks/triggers", "callbacks", "modules", "networks", "repair")
 # What can change a network that the attacker trains. How files are decoded is not here: the hash of the
 # decoded values is among what made the stage.
 ATTACKER = (
@@ -17,9 +22,7 @@ ATTACKER = (
     "data/splits.py",
     "data/waveforms.py",
     "metrics.py",
-    "modules/classifier.py",
-    "modules/states.py",
-    "modules/transferred.py",
+    "modules",
     "networks",
     "pipeline/suspects.py",
     "pipeline/training.py",
@@ -29,7 +32,6 @@ ATTACKER = (
 DEFENDER = (
     *ATTACKER,
     "callbacks",
-    "modules",
     "pipeline/build.py",
     "pipeline/defenses.py",
     "pipeline/repairs.py",
@@ -45,23 +47,94 @@ ROOMS = (
 )
 
 
-@functools.cache
-def code_version(kind: str) -> str:
-    """Return a hash of the code that makes a kind of stage, without comments and docstrings, and of torch.
+def read_code() -> None:
+    """Read all code now; what becomes of it later changes no key of this process and of its forks."""
+    for path in source_files(""):
+        plain_code(_source(path))
+
+
+def code_version(kind: str, made_by: Mapping[str, Any]) -> str:
+    """Return a hash of the code that makes a stage, without comments and docstrings, and of torch.
 
     A change of code gives new keys, so that a stage is never taken for what other code made. A kind that no
     list names depends on all that the defender does.
+
+    Args:
+        kind: Of the stage.
+        made_by: Plain values that decide what comes out; what they name as ``_target_`` counts.
     """
+    return _version(kind, frozenset(named_targets(made_by)))
+
+
+@functools.cache
+def _version(kind: str, targets: frozenset[str]) -> str:
     digest = hashlib.sha256(importlib.metadata.version("torch").encode())
-    for room in ROOMS.get(kind, DEFENDER):
-        for path in source_files(room):
-            digest.update(plain_code(path.read_text()).encode())
+    for path in stage_files(kind, targets):
+        digest.update(plain_code(_source(path)).encode())
     return digest.hexdigest()[:16]
 
 
-def source_files(room: str) -> list[Path]:
-    """Return the files of a room, sorted; none of a room that is not built yet."""
-    return [PACKAGE / room] if room.endswith(".py") else sorted((PACKAGE / room).rglob("*.py"))
+def stage_files(kind: str, targets: frozenset[str]) -> list[Path]:
+    """Return the files that make a stage, sorted.
+
+    Args:
+        kind: Of the stage.
+        targets: Full names that its configuration gives.
+    """
+    inside = {path for room in ROOMS.get(kind, DEFENDER) for path in source_files(room)}
+    waiting = inside - {path for room in CHOICES for path in source_files(room)}
+    waiting |= {path for name in targets if (path := defining_file(name))}
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path in inside and path not in found:
+            found.add(path)
+            waiting |= {file for name in imported_names(path).values() if (file := defining_file(name))}
+    return sorted(found)
+
+
+def named_targets(values: Any) -> Iterator[str]:
+    """Yield what nested plain values name as ``_target_``."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from [str(value)] if key == "_target_" else named_targets(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from named_targets(value)
+
+
+@functools.cache
+def defining_file(name: str) -> Path | None:
+    """Return the file of this package in which a full name is defined; None if it is of another package.
+
+    A package's ``__init__.py`` that only passes the name on is seen through.
+    """
+    module, _, last = name.rpartition(".")
+    package, *rest = module.split(".")
+    if package != "finepruning":
+        return None
+    place = PACKAGE.joinpath(*rest)
+    index, known = place / "__init__.py", source_files("")
+    for file in (place / f"{last}.py", place / last / "__init__.py", place.with_suffix(".py")):
+        if file in known:
+            return file
+    if index not in known:
+        return None
+    passed_on = imported_names(index)
+    return defining_file(passed_on[last]) if last in passed_on else index
+
+
+@functools.cache
+def imported_names(path: Path) -> dict[str, str]:
+    """Return what a file imports by ``from ... import ...``: its name there, and its full name."""
+    nodes = [node for node in ast.walk(ast.parse(_source(path))) if isinstance(node, ast.ImportFrom)]
+    return {a.asname or a.name: f"{node.module}.{a.name}" for node in nodes for a in node.names}
+
+
+@functools.cache
+def source_files(room: str) -> tuple[Path, ...]:
+    """Return the files of a room, ``""`` of all, sorted; none of a room that is not built yet."""
+    return (PACKAGE / room,) if room.endswith(".py") else tuple(sorted((PACKAGE / room).rglob("*.py")))
 
 
 @functools.cache
@@ -75,3 +148,8 @@ def plain_code(source: str) -> str:
         ):
             node.body = node.body[1:]
     return ast.dump(tree)
+
+
+@functools.cache
+def _source(path: Path) -> str:
+    return path.read_text()

@@ -124,7 +124,7 @@ class Store:
             result = make(partial)
             about = {
                 "version": VERSION,
-                "made_by": {**made_by, "code": code_version(key.split("/")[0])},
+                "made_by": {**made_by, "code": code_version(key.split("/")[0], made_by)},
                 "made": time.time(),
                 "seconds": time.perf_counter() - start,
                 "result": dict(result),
@@ -146,7 +146,7 @@ class Store:
 
 def stage_key(kind: str, made_by: Mapping[str, Any]) -> str:
     """Return a stage's folder within the store: its kind and a hash of what makes it, code included."""
-    made_by = {**made_by, "code": code_version(kind)}
+    made_by = {**made_by, "code": code_version(kind, made_by)}
     return f"{kind}/{hashlib.sha256(_canonical(made_by)).hexdigest()[:16]}"
 
 
