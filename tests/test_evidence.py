@@ -68,6 +68,12 @@ def test_the_price_of_an_attack_is_against_the_clean_network_on_the_same_data() 
     assert "| `badnet` | 1.00 |" in table(rows, ["attack", "price"])
 
 
+def test_channels_that_a_ladder_pruned_are_counted_where_it_has_no_curve() -> None:
+    runs = [record(1, "auto", 196, 5, pruned={"conv1": [0, 3], "conv2": [1]}), record(1, "none", 198, 100)]
+    lines = table(rows_of(runs), ["defense", "channels"]).splitlines()
+    assert lines[2:] == ["| `none` |  |", "| `auto` | 3 |"]
+
+
 def test_an_unknown_column_is_named() -> None:
     with pytest.raises(ValueError, match="no column 'speed'"):
         table(rows_of([record(1, "none", 198, 100)]), ["speed"])

@@ -15,7 +15,7 @@ LAYERS = [  # a room imports rooms of its own layer and of those above it in thi
     {"referee", "stress", "views"},
     {"pipeline", "dashboard", "launcher", "search"},
 ]
-NEVER = {"pruning": "attacks", "repair": "attacks", "callbacks": "attacks"}
+NEVER = dict.fromkeys(("pruning", "repair", "modules", "callbacks"), "attacks")
 HYDRA_ROOMS = {"pipeline", "launcher"}
 
 

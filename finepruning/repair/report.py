@@ -65,12 +65,17 @@ def page(
             "",
             *[f"- {text}" for text in audit["reasons"]],
             "- These tests miss backdoors: what the inspection does not see before, the audit does not see "
-            "after. How often: experiments/audit_truth.md of this project.",
+            "after. How often: experiments/audit_truth.md and repair_gtsrb.md of this project.",
             "",
         ]
     else:
         lines += [
-            "This page is about the suspect alone. `defense=auto` audits what comes out of a repair.",
+            "This page is about the suspect alone; `defense=auto` repairs it and audits what comes out.",
+            "",
+            "- Whatever stands out is a reason not to use this network as it is.",
+            "- Where nothing does, a backdoor may be there all the same: one that works on one class alone, "
+            "that makes each class another, or whose trigger is no smaller than what is natural for its "
+            "class is not seen. How often: experiments/repair_gtsrb.md of this project.",
             "",
         ]
     lines += ["## The suspect", "", *[f"- {text}" for text in inspection["reasons"]], ""]

@@ -82,7 +82,8 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     for network in NETWORKS:
         row |= _score_fields(network, record["scores"][network])
     row |= _stress_fields(record) | _repair_fields(record)
-    row["channels_pruned"] = sum(step["pruned"] for step in record["pruning"]) if record["pruning"] else ""
+    gone = sum(len(channels) for channels in record.get("pruned", {}).values())
+    row["channels_pruned"] = gone if gone or record["pruning"] else ""
     seconds = [value for name, value in record["seconds"].items() if name not in UNCOUNTED]
     return row | {
         "dead": record["dead"],
@@ -114,6 +115,7 @@ def _rung_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             "setting": " ".join(
                 [setting, *(f"{key}={value}" for key, value in rung["options"].items())]
             ).strip(),
+            "channels_pruned": "",  # known of the rung that stayed alone
             "evidence": rung["audit"]["evidence"],
             "rung": place,
             "judged": f"{rung['loss']:.6f}",
