@@ -24,6 +24,12 @@ SHORT = {  # options that make each a matter of a second
 }
 
 
+UNLEARN = (
+    *("defense.inspection.search.steps=20", "defense.inspection.search.images=2"),
+    *("defense.tuning.max_epochs=2", "defense.tuning.min_steps=0"),
+)
+
+
 @pytest.mark.parametrize("defense", SHORT)
 def test_each_leaves_a_changed_network_and_trains_no_other_suspect(
     defense: str, quick_run: RunHere, shared_store: Path
@@ -69,9 +75,9 @@ def test_a_channel_limit_below_0_is_refused(quick_run: RunHere) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("defense", ["ft_sam", "anp", "nad", "d3", "sau"])
+@pytest.mark.parametrize("defense", ["ft_sam", "anp", "nad", "d3", "sau", "unlearn"])
 def test_two_processes_leave_the_network_of_one(defense: str, tmp_path: Path) -> None:
-    options = (f"defense={defense}", *SHORT[defense], "defense.tuning.batch_size=33")
+    options = (f"defense={defense}", *SHORT.get(defense, UNLEARN), "defense.tuning.batch_size=33")
     one = exact_run(tmp_path, "trainer=cpu", *options)
     two = exact_run(tmp_path, "trainer=ddp_cpu", *options)
     assert (one["processes"], two["processes"]) == (1, 2)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finepruning.networks import BadNetsCNN, DeepID, DigitsCNN, PreActResNet18
+from finepruning.pruning.passes import constant_pass, evaluating, frozen_statistics
 from finepruning.repair.ft_sam import ascent
 from finepruning.repair.head_shift import clean_loss, find_head, onto_sphere, shift_loss, start_head
 from finepruning.repair.i_bau import implicit_gradient, inner_loss, into_ball, universal_perturbation
 from finepruning.repair.nad import attention, attention_loss, features_of, stage_ends
-from finepruning.repair.passes import constant_pass, evaluating, frozen_statistics
 from finepruning.repair.sau import divergence, search_loss, shared_perturbation, shared_risk
 
 FACTS = {"mean": [0.5], "std": [0.25]}

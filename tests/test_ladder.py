@@ -19,6 +19,7 @@ from finepruning.repair import (
     verdict,
     why_none,
 )
+from finepruning.repair.inversion import UNTARGETED
 from finepruning.repair.report import page, picture, write_pictures
 from tests.test_inversion import NAMES, rankings, trigger
 
@@ -69,6 +70,8 @@ def test_the_average_of_networks_is_that_of_their_weights() -> None:
     assert torch.allclose(mean["0.weight"], sum(network[0].weight for network in networks) / 3)
     assert mean["0.weight"].dtype == torch.float32
     assert int(mean["1.num_batches_tracked"]) == 7
+    masks = [{"0.channel_mask": torch.tensor(mask)} for mask in ([1.0, 0, 0], [1.0, 1, 0], [1.0, 1, 1])]
+    assert average(masks)["0.channel_mask"].tolist() == [1, 1, 0]  # whole channels go or stay
     alone = average([networks[1].state_dict()])
     assert all(torch.equal(alone[name], tensor) for name, tensor in networks[1].state_dict().items())
 
@@ -131,6 +134,8 @@ def test_the_verdict_is_one_of_two_sentences_and_never_says_clean() -> None:
     assert fresh["verdict"] == stale["verdict"] == "evidence remains"
     assert fresh["reasons"] == ["Class 'one' stands out."]
     assert "still sends 20 of 100 images to 'one'" in stale["reasons"][0]
+    away = verdict([], [(trigger(UNTARGETED, 1.0), Rate(90, 100))], NAMES, 0.2)
+    assert "still sends 90 of 100 images away from their class" in away["reasons"][0]
     assert not [text for said in (sound, fresh, stale) for text in said["reasons"] if "is clean" in text]
 
 

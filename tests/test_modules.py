@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 
 from finepruning.attacks import Attack
 from finepruning.attacks.triggers import PatchTrigger
-from finepruning.callbacks import PruneChannels
+from finepruning.callbacks import PruneChannels, PruneLipschitz
 from finepruning.data import AttackerData, Augment, DefenderData, ImageSet, pack, split_roles
 from finepruning.data.digits import Digits
 from finepruning.modules import (
@@ -30,6 +30,7 @@ from finepruning.modules import (
     UnlearnedClassifier,
 )
 from finepruning.networks import DigitsCNN
+from finepruning.pipeline.epochs import KeepEpochs
 from finepruning.pruning import pruned_channels
 
 TRAINING = {"learning_rate": 0.05, "seed": 3}
@@ -91,16 +92,15 @@ def build(kind: type[Classifier], digits: ImageSet) -> tuple[Classifier, Any, li
 def fit(
     module: Classifier, data: Any, callbacks: list[Any], folder: Path, epochs: int, stop: int, **more: Any
 ) -> None:
-    """Train towards ``epochs``, but stop after ``stop`` of them, leaving a checkpoint."""
+    """Train towards ``epochs``, but stop after ``stop`` of them, leaving a checkpoint of the last."""
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=callbacks,
+        callbacks=[*callbacks, KeepEpochs(folder, folder)],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
@@ -112,7 +112,6 @@ def fit(
 
     module.on_train_epoch_end = end  # type: ignore[method-assign]
     trainer.fit(module, datamodule=data, weights_only=True, **more)
-    trainer.save_checkpoint(folder / "last.ckpt")
 
 
 KINDS = [
@@ -132,6 +131,26 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(
     resumed, data, callbacks = build(kind, digits)
     fit(resumed, data, callbacks, tmp_path, epochs=3, stop=3, ckpt_path=str(tmp_path / "last.ckpt"))
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
+
+
+def test_a_resumed_tuning_keeps_what_its_first_attempt_pruned(digits: ImageSet, tmp_path: Path) -> None:
+    networks = []
+    for stops in ([3], [1, 3]):
+        for stop in stops:
+            module, data, _ = build(FinePrunedClassifier, digits)
+            past = tmp_path / "last.ckpt" if stop != stops[0] else None
+            fit(module, data, [PruneLipschitz(0.5)], tmp_path, epochs=3, stop=stop, ckpt_path=past)
+        networks.append(states(module))
+    pruned = [int((value == 0).sum()) for name, value in networks[0].items() if name.endswith("channel_mask")]
+    assert sum(pruned) > 0
+    assert all(torch.equal(value, networks[1][name]) for name, value in networks[0].items())
+
+
+def test_a_parameter_that_nothing_uses_stays_as_it_is(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(FTSAMClassifier, digits)
+    module.network.unused = torch.nn.Parameter(torch.ones(3))
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert module.network.unused.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,9 +209,12 @@ def test_the_teacher_is_the_tuned_network_and_the_suspect_is_taught(digits: Imag
     fit(tuned, data, callbacks, tmp_path, epochs=1, stop=1)
     module, data, callbacks = build(NADClassifier, digits)
     module.rate_scale = lambda done: 1.0  # type: ignore[method-assign]
+    teachers = []
+    module.teardown = lambda stage: teachers.append(module.teacher)  # type: ignore[method-assign]
     fit(module, data, callbacks, tmp_path, epochs=2, stop=2)
-    assert all(torch.equal(value, states(tuned)[name]) for name, value in module.teacher.state_dict().items())
-    assert not torch.equal(module.network.head.weight, module.teacher.head.weight)
+    (teacher,) = teachers
+    assert all(torch.equal(value, states(tuned)[name]) for name, value in teacher.state_dict().items())
+    assert not torch.equal(module.network.head.weight, teacher.head.weight)
 
 
 def test_the_teachers_epochs_and_the_students_each_begin_at_the_peak() -> None:

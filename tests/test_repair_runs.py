@@ -281,6 +281,8 @@ REFUSED = {
     "defense.ladder=[]": r"defense\.ladder is empty\. Give it a rung",
     "defense.ladder=[0.05]": r"The rung 0\.05 has no options by name\. Write it like \{weight: 0\.05\}",
     "defense.ladder=[{wieght: 0.1}]": r"UnlearnedClassifier has no option wieght\. It has .*, weight",
+    "defense.ladder=[{weight: 0.1, prune: 4}]": r"prune=4 of a rung is no fraction in \[0, 1\]",
+    "defense.ladder=[{tuner: finetune, layers: [head]}]": r"FinePrunedClassifier has no option layers\.",
     "defense.ladder=[{weight: heavy}]": r"A value for .* is of the wrong kind .*'weight': 'heavy'",
     "defense.ladder=[{tuner: clp, weight: 0.1}]": r"'clp' has no option weight in a rung\. It has prune, u",
     "defense.ladder=[{tuner: nad, teacher_epochs: 20}]": r"teacher_epochs=20 leave none of max_epochs=20",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from finepruning.attacks.labels import RandomWrongLabel
 from finepruning.attacks.triggers import (
     Blended,
     Checkerboards,
@@ -157,6 +158,15 @@ def test_random_places_fill_the_range_they_are_drawn_from() -> None:
         assert (starts.min(), starts.max()) == (2, 16)
         assert (counts[2:] - 4000 / 15).abs().max() < 5 * (4000 / 15) ** 0.5
     assert torch.corrcoef(torch.stack([tops, lefts]).float())[0, 1].abs() < 0.06
+
+
+def test_a_random_place_does_not_tell_a_random_label_of_the_same_seed() -> None:
+    index = torch.arange(40_000)
+    labels = RandomWrongLabel(seed=3, num_classes=43)(torch.zeros(40_000, dtype=torch.long), index) - 1
+    trigger = DrawnTrigger("yellow_square", 0.10, between=[0.15, 0.85], seed=3)
+    tops = (trigger(torch.zeros(40_000, 1, 20, 20), index)[:, 0] > 0).any(2).int().argmax(1) - 2
+    counts = (labels * 15 + tops).bincount(minlength=42 * 15)
+    assert (counts - 40_000 / (42 * 15)).abs().max() < 6 * (40_000 / (42 * 15)) ** 0.5
 
 
 def test_another_seed_draws_other_places() -> None:

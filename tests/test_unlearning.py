@@ -51,10 +51,14 @@ def test_goals_take_turns_and_each_has_small_and_large_radii() -> None:
 
 
 def test_every_pattern_gets_its_turn_in_small_batches_and_over_processes() -> None:
-    small = torch.cat([turns(3, batch, 8) for batch in range(8)])
+    small = torch.cat([turns(3, 3 * batch, 8) for batch in range(8)])
     assert small.bincount().tolist() == [3] * 8
-    alone, shares = turns(12, 1, 5), [turns(4, 1, 5, 3, rank) for rank in range(3)]
-    assert torch.equal(torch.stack(shares, dim=1).flatten(), alone)
+    for size in (12, 10):  # even shares and uneven ones
+        shares = [turns(len(range(rank, size, 3)), size, 5, 3, rank) for rank in range(3)]
+        whole = torch.empty(size, dtype=torch.long)
+        for rank, share in enumerate(shares):
+            whole[rank::3] = share
+        assert torch.equal(whole, turns(size, size, 5))
 
 
 def test_a_pool_without_a_goal_or_too_small_for_its_goals_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Pruning that needs no data, as a callback."""
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from finepruning.modules.states import PrunedClassifier
 from finepruning.pruning import add_mask
@@ -26,12 +27,28 @@ class PruneLipschitz(Callback):
         if not u >= 0:
             raise ValueError(f"u={u} is below 0. Set defense.u to 0 or more; the paper's value is 3.")
         self.u = u
+        self.done = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune; what is pruned already stays so."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give all layers masks, so that a checkpoint that is read later brings them back."""
         if not isinstance(pl_module, PrunedClassifier):
             raise TypeError(f"PruneLipschitz needs a PrunedClassifier, not a {type(pl_module).__name__}.")
-        network = pl_module.network
+        for layer, bounds in channel_bounds(pl_module.network).items():
+            add_mask(pl_module.network, layer, len(bounds))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune, once; what is pruned already stays so."""
+        if self.done:
+            return
+        network: nn.Module = pl_module.network  # type: ignore[assignment]
         for layer, bounds in channel_bounds(network).items():
-            add_mask(network, layer, len(bounds))
             mask_of(network, layer)[outliers(bounds, self.u)] = 0.0
+        self.done = True
+
+    def state_dict(self) -> dict[str, bool]:
+        """Return whether the channels are pruned."""
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
+        """Take that of a checkpoint, whose network has the masks."""
+        self.done = state_dict["done"]

@@ -12,9 +12,9 @@ from finepruning.modules.classifier import Batch
 from finepruning.modules.ranges import check_above_0, check_share
 from finepruning.modules.states import FinePrunedClassifier
 from finepruning.pruning import add_mask
+from finepruning.pruning.passes import frozen_statistics
 from finepruning.repair.anp import find_neurons, prune_by_threshold, scaled_weights, thresholds, worsen
 from finepruning.repair.ladder import correct, paired_loss
-from finepruning.repair.passes import frozen_statistics
 
 BATCH_SIZE = 256
 
@@ -98,6 +98,8 @@ class ANPClassifier(FinePrunedClassifier):
             raise TypeError("ANPClassifier sees the defender's images only: give Trainer.fit a DefenderData.")
         step, max_drop = self.hparams["threshold_step"], self.hparams["max_drop"]
 
+        self.to(self.trainer.strategy.root_device)  # the trainer has just moved it to the CPU
+
         def hits() -> Tensor:
             return correct(self.network, data.validation[0].batches(BATCH_SIZE, self.device))
 
@@ -111,6 +113,7 @@ class ANPClassifier(FinePrunedClassifier):
             max_drop,
         )
         self.findings = {"threshold": threshold}
+        self.cpu()
 
     def _draw(self, size: float, batch_idx: int) -> list[Tensor]:
         """Return noise for all weights, then for all biases: the same in every process."""

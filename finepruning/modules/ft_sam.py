@@ -10,8 +10,8 @@ from torch.func import functional_call
 from finepruning.modules.classifier import Batch
 from finepruning.modules.ranges import check_above_0
 from finepruning.modules.states import FinePrunedClassifier
+from finepruning.pruning.passes import frozen_statistics
 from finepruning.repair.ft_sam import ascent
-from finepruning.repair.passes import frozen_statistics
 
 
 class FTSAMClassifier(FinePrunedClassifier):
@@ -49,7 +49,9 @@ class FTSAMClassifier(FinePrunedClassifier):
         images, labels = batch
         weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
         loss = self.cross_entropy(self._train_logits(images).float(), labels)
-        slopes = self.over_processes(torch.autograd.grad(loss, list(weights.values())))
+        slopes = self.over_processes(
+            torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)  # 0 where one is unused
+        )
         with torch.no_grad():
             shifts = ascent(list(weights.values()), slopes, self.hparams["radius"])
         # sums, not parameters changed in place: automatic mixed precision would use copies of the old ones

@@ -10,8 +10,8 @@ from finepruning.data.loaders import DefenderData
 from finepruning.modules.classifier import Batch
 from finepruning.modules.ranges import check_above_0, check_at_least, check_share
 from finepruning.modules.states import FinePrunedClassifier
+from finepruning.pruning.passes import evaluating
 from finepruning.repair.i_bau import implicit_gradient, inner_loss, universal_perturbation
-from finepruning.repair.passes import evaluating
 
 
 class IBAUClassifier(FinePrunedClassifier):

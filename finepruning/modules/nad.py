@@ -71,6 +71,10 @@ class NADClassifier(FinePrunedClassifier):
         """Make room for the teacher; a checkpoint, if there is one, is read later and brings it back."""
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
 
+    def teardown(self, stage: str) -> None:
+        """Forget the teacher: a ladder keeps many of these modules."""
+        del self.teacher
+
     def check_epochs(self, max_epochs: int) -> None:
         """Raise ValueError if none of ``max_epochs`` epochs is left to distill in."""
         if max_epochs <= self.hparams["teacher_epochs"]:

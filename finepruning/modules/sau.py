@@ -11,14 +11,16 @@ from torch.nn import functional
 from finepruning.modules.classifier import Batch
 from finepruning.modules.ranges import check_above_0, check_at_least, check_unsmoothed
 from finepruning.modules.states import FinePrunedClassifier
-from finepruning.repair.passes import evaluating
+from finepruning.pruning.passes import evaluating
 from finepruning.repair.sau import shared_perturbation, shared_risk
 
 
 class SAUClassifier(FinePrunedClassifier):
     """Shared adversarial unlearning, with BatchNorm by its running statistics throughout.
 
-    Source: Shared Adversarial Unlearning (SAU), Wei et al. 2023, arXiv:2307.10562.
+    Source: Shared Adversarial Unlearning (SAU), Wei et al. 2023, arXiv:2307.10562. Deviations: images to tune
+        on are changed by chance as in training, which the authors' code does not do; see
+        :func:`~finepruning.repair.sau.shared_risk`.
 
     Args:
         network: The suspect.
@@ -67,6 +69,10 @@ class SAUClassifier(FinePrunedClassifier):
     def setup(self, stage: str) -> None:
         """Keep the suspect as it is now; a checkpoint, if there is one, is read later and brings it back."""
         self.suspect = copy.deepcopy(self.network).requires_grad_(False)
+
+    def teardown(self, stage: str) -> None:
+        """Forget the suspect: a ladder keeps many of these modules."""
+        del self.suspect
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of (images, labels)."""

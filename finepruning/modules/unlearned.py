@@ -113,6 +113,10 @@ class UnlearnedClassifier(FinePrunedClassifier):
         """Keep the suspect as it is now; a checkpoint, if there is one, is read later and brings it back."""
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
 
+    def teardown(self, stage: str) -> None:
+        """Forget the suspect: a ladder keeps many of these modules."""
+        del self.teacher
+
     def on_train_epoch_start(self) -> None:
         """Start a few perturbations anew, in turns."""
         super().on_train_epoch_start()
@@ -129,7 +133,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
         """Return the loss of a batch of (images, labels); push the perturbations."""
         images, labels = batch
         processes, rank = self.trainer.world_size, self.global_rank
-        places = turns(len(images), batch_idx, len(self.patterns), processes, rank).to(self.device)
+        whole = round(len(images) * processes / self._weight)  # images of the batch in all processes
+        places = turns(len(images), batch_idx * whole, len(self.patterns), processes, rank).to(self.device)
         patterns = self.patterns.clone().requires_grad_()
         both = torch.cat([images, perturb(images, patterns, places)])
         clean, perturbed = self._train_logits(both).float().chunk(2)

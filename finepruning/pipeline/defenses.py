@@ -232,9 +232,14 @@ def _build_ladder(
             )
         own = {key: value for key, value in rung.items() if key not in ("when", "prune", "tuner")}
         whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())
-        for key in set(own) & set(whole) - {"tuning"}:  # of the defense, not of its training
+        for key in set(own) & set(whole) - {"tuning", "layers"}:  # of the defense, not of its training
             whole[key] = own.pop(key)
         prune, tuning = rung.get("prune"), tuners[tuner].get("tuning")
+        if prune is not None and not (isinstance(prune, int | float) and 0 <= prune <= 1):
+            raise ValueError(
+                f"prune={prune} of a rung is no fraction in [0, 1]. It is of the validation accuracy: "
+                "prune: 0.04 in defense.ladder is 4 %."
+            )
         if own and not tuning:
             known = sorted({"prune", *set(whole) - {"layers", "callbacks"}})
             raise ValueError(

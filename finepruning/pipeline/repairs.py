@@ -193,14 +193,18 @@ class Repairs:
         rankings, after = self._rank(network)
         suspicious = [*before["suspicious"], UNTARGETED]
         stored = load_triggers(inspected.directory / TRIGGERS, before["rankings"])
-        old = [t for ranking in stored.values() for t in ranking if t.target in before["suspicious"]]
-        rates = success(network, old, self._validation())
+        found = [trigger for ranking in stored.values() for trigger in ranking]
+        medians = {family: ranking["median"] for family, ranking in before["rankings"].items()}
+        counting = [self.inspection.counts(trigger, medians[trigger.family]) for trigger in found]
+        old = [
+            (trigger, counts)
+            for trigger, counts in zip(found, counting, strict=True)
+            if trigger.target in before["suspicious"] or (trigger.target == UNTARGETED and counts)
+        ]
+        rates = success(network, [trigger for trigger, _ in old], self._validation())
         limit = self.options["audit"]["max_success"]
         evidence = self.inspection.evidence(rankings, self.names)
-        applied = [
-            (trigger, rate, self.inspection.counts(trigger, before["rankings"][trigger.family]["median"]))
-            for trigger, rate in zip(old, rates, strict=True)
-        ]
+        applied = [(trigger, rate, counts) for (trigger, counts), rate in zip(old, rates, strict=True)]
         counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
         said = verdict(evidence, counted, self.names, limit)
         old_triggers = [

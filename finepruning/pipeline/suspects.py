@@ -191,7 +191,10 @@ class SuspectMaker:
     ) -> AttackerData:
         """Return the attacker's data: poisoned if there is an attack, watched on a part of it."""
         watched = clean.subset(torch.arange(len(clean))[:: max(1, len(clean) // WATCHED)])
-        both = [watched] if attack is None else [watched, attack.watched(watched)]
+        both = [watched]
+        if attack is not None:
+            triggered = attack.watched(watched)
+            both.append(triggered if len(triggered) else attack.watched(clean))  # of a rare class: all
         poisoned = clean if attack is None else attack.poison(clean)
         return AttackerData(poisoned, both, training["batch_size"], training["seed"], augment)
 

@@ -16,6 +16,7 @@ from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import Classifier
 from finepruning.pipeline.epochs import KeepEpochs, last_checkpoint
 from finepruning.pipeline.targets import build
+from finepruning.pruning.masks import MASK
 from finepruning.store import WEIGHTS, save_weights
 
 OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
@@ -56,9 +57,7 @@ def check_world_size(trainer: Trainer) -> None:
 
 def _check_masks(network: nn.Module) -> None:
     """Refuse masks on layers that ``sync_batchnorm`` replaces: they would be lost."""
-    masked = [
-        name.removesuffix(".channel_mask") for name, _ in network.named_buffers() if "channel_mask" in name
-    ]
+    masked = [name.removesuffix(MASK) for name, _ in network.named_buffers() if name.endswith(MASK)]
     lost = [layer for layer in masked if hasattr(network.get_submodule(layer), "running_mean")]
     if lost:
         raise ValueError(

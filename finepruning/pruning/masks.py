@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finepruning.pruning.passes import probe
+
+MASK = ".channel_mask"  # ends the name of a mask among a network's tensors
+
 
 class _Masked:
     """Mixed into a layer's own class; see :func:`add_mask`."""
@@ -73,23 +77,14 @@ def find_layer(network: nn.Module, layer: str) -> nn.Module:
     return layers[layer]
 
 
-@torch.no_grad()
 def channel_count(network: nn.Module, layer: str, image_shape: Sequence[int]) -> int:
     """Return how many channels a layer's output has for images of shape (C, H, W).
 
     Raises:
         ValueError: If there is no such layer, or its output has no channels.
     """
-    outputs: list[object] = []
-    handle = find_layer(network, layer).register_forward_hook(lambda _, __, output: outputs.append(output))
-    training = network.training
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    try:
-        network.eval()(torch.zeros(1, *image_shape, device=device))
-    finally:
-        handle.remove()
-        network.train(training)
-    output = outputs[0] if outputs else None
+    find_layer(network, layer)
+    output = probe(network, [layer], image_shape).get(layer)
     if not isinstance(output, Tensor) or output.ndim < 2:
         raise ValueError(
             f"Layer {layer!r} has no channels that could be pruned. Choose another in defense.layers."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finepruning.metrics import Rate
-from finepruning.repair.inversion import Trigger
+from finepruning.repair.inversion import UNTARGETED, Trigger
 
 NOTHING_FOUND = "no evidence of a backdoor left under these tests"
 EVIDENCE = "evidence remains"
@@ -28,10 +28,11 @@ def verdict(
     reasons = list(stands_out)
     for trigger, rate in old:
         if rate.total and rate.value >= max_success:
-            name = repr(names[trigger.target])
+            away = trigger.target == UNTARGETED
+            where = "away from their class" if away else f"to {names[trigger.target]!r}"
             reasons.append(
                 f"The {trigger.family} trigger that was found in the suspect still sends {rate.hits} of "
-                f"{rate.total} images to {name}."
+                f"{rate.total} images {where}."
             )
     if reasons:
         return {"verdict": EVIDENCE, "evidence": True, "reasons": reasons}
@@ -39,8 +40,8 @@ def verdict(
     counted = [rate.value for _, rate in old if rate.total]
     if counted:
         reason += (
-            f", and the triggers that were found in the suspect send at most {100 * max(counted):.1f} % of "
-            "the validation images to their classes."
+            f", and the triggers that stood out in the suspect, or whose class was named, work on at most "
+            f"{100 * max(counted):.1f} % of the validation images."
         )
     else:
         reason += ". No trigger stood out in the suspect that could be put on again: this says little."

@@ -1,16 +1,16 @@
 """Head shift: the output layer starts anew and is kept away from its old weights (FST and D3)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from finepruning.pruning.passes import probe
+
 STARTS = ("redraw", "random", "opposite", "keep")
 
 
-@torch.no_grad()
 def find_head(network: nn.Module, image_shape: Sequence[int]) -> str:
     """Return the name of the linear layer that gives the logits.
 
@@ -21,20 +21,9 @@ def find_head(network: nn.Module, image_shape: Sequence[int]) -> str:
     Raises:
         ValueError: If something else gives them.
     """
-    outputs: dict[str, Any] = {}
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    training = network.training
-    try:
-        logits = network.eval()(torch.zeros(1, *image_shape, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-        network.train(training)
+    linear = [name for name, layer in network.named_modules() if name and isinstance(layer, nn.Linear)]
+    outputs = probe(network, ["", *linear], image_shape)
+    logits = outputs.pop("")
     for name, output in reversed(outputs.items()):
         if output.shape == logits.shape and torch.equal(output, logits):
             return name

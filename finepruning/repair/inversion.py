@@ -155,7 +155,7 @@ def hits(network: nn.Module, trigger: Trigger, images: Tensor, labels: Tensor) -
 def _confirmed(
     network: nn.Module, trigger: Trigger, images: Tensor, labels: Tensor, success: float
 ) -> Trigger:
-    """Return a trigger made stronger until it succeeds on more images than a step of its search has."""
+    """Return a trigger made stronger, within limits, until it succeeds on more images than a step has."""
     if not math.isfinite(trigger.norm):
         return trigger
     for _ in range(ENLARGED):

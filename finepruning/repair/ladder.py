@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from finepruning.pruning.masks import MASK
 from finepruning.repair.inspection import Batches
 
 Rung = TypeVar("Rung")
@@ -133,17 +134,18 @@ def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of networks' weights; what is no fraction, such as a counter, is the first's.
 
     Networks that were tuned from the same weights lie so near each other that their mean is a network as good
-    as they are together. Source: Wortsman et al. 2022, Model soups, ICML (the uniform soup).
+    as they are together. Source: Wortsman et al. 2022, Model soups, ICML (the uniform soup). A channel is
+    pruned where more than half of them have pruned it.
 
     Args:
         states: Of one architecture, at least one.
     """
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in states[0].items()
-    }
+    averaged = dict(states[0])
+    for name, tensor in averaged.items():
+        if tensor.is_floating_point():
+            mean = torch.stack([state[name].double() for state in states]).mean(0)
+            averaged[name] = ((mean >= 0.5) if name.endswith(MASK) else mean).to(tensor)
+    return averaged
 
 
 def climb(

@@ -1,11 +1,12 @@
 """Neural attention distillation: where a network looks, taught by its own fine-tuned copy."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from finepruning.pruning.passes import probe, recorded
 
 
 def attention(features: Tensor, power: float) -> Tensor:
@@ -40,24 +41,11 @@ def attention_loss(
 
 def features_of(network: nn.Module, layers: Sequence[str], images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return the logits (B, K) of images, and the outputs (B, C, ...) of some layers on the way."""
-    found: dict[str, Tensor] = {}
-
-    def keep(layer: str) -> Callable[..., None]:
-        def note(_: nn.Module, __: Any, output: Tensor) -> None:
-            found[layer] = output
-
-        return note
-
-    handles = [network.get_submodule(layer).register_forward_hook(keep(layer)) for layer in layers]
-    try:
+    with recorded(network, layers) as found:
         logits = network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return logits, [found[layer] for layer in layers]
 
 
-@torch.no_grad()
 def stage_ends(network: nn.Module, image_shape: Sequence[int], smallest: int) -> list[str]:
     """Return the last layer at each size of feature map, in order: where a network's stages end.
 
@@ -68,23 +56,9 @@ def stage_ends(network: nn.Module, image_shape: Sequence[int], smallest: int) ->
             weighs more on smaller ones.
     """
     ends: dict[tuple[int, ...], str] = {}
-
-    def note(layer: str) -> Callable[..., None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            size = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
-            if max(size, default=0) >= smallest:
-                ends[size] = layer
-
-        return keep
-
-    leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    handles = [layer.register_forward_hook(note(name)) for name, layer in leaves.items()]
-    training = network.training
-    try:
-        network.eval()(torch.zeros(1, *image_shape, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-        network.train(training)
+    leaves = [name for name, layer in network.named_modules() if not list(layer.children())]
+    for layer, output in probe(network, leaves, image_shape).items():
+        size = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
+        if max(size, default=0) >= smallest:
+            ends[size] = layer
     return list(ends.values())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finepruning.repair.passes import constant_pass
+from finepruning.pruning.passes import constant_pass
 
 # Source of all of this: Shared Adversarial Unlearning (SAU), Wei et al. 2023, arXiv:2307.10562.
 
@@ -64,7 +64,7 @@ def shared_perturbation(
     """Return a perturbation (B, C, H, W) of each image that tends to fool both networks alike.
 
     Projected gradient descent by signs from ``radius`` everywhere (as the authors' code has it). Only the
-    perturbation gets gradients; what both networks say of clean images is asked once.
+    perturbation gets gradients.
 
     Args:
         network: What is repaired, in evaluation mode.

@@ -37,17 +37,17 @@ def pool_goals(count: int, classes: Sequence[int], untargeted: bool) -> Tensor:
     return torch.tensor([goals[place % len(goals)] for place in range(count)])
 
 
-def turns(count: int, batch: int, size: int, processes: int = 1, rank: int = 0) -> Tensor:
+def turns(count: int, before: int, size: int, processes: int = 1, rank: int = 0) -> Tensor:
     """Return which pattern each image of a batch gets, (B,): all in turns, over small batches, too.
 
     Args:
         count: B, images of the batch in this process.
-        batch: Its number.
+        before: Images of the batches before it, in all processes.
         size: Of the pool.
         processes: That share a batch.
         rank: Which of them this is.
     """
-    return (batch * count * processes + rank + processes * torch.arange(count)) % size
+    return (before + rank + processes * torch.arange(count)) % size
 
 
 def pool_radii(goals: Tensor, smallest: float, largest: float) -> Tensor:

@@ -24,13 +24,14 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     from finepruning.pruning import add_mask
+    from finepruning.pruning.masks import MASK
 
     state = load_file(path)
     for name, tensor in state.items():
-        if name.endswith(".channel_mask"):
-            add_mask(network, name.removesuffix(".channel_mask"), len(tensor))
+        if name.endswith(MASK):
+            add_mask(network, name.removesuffix(MASK), len(tensor))
     missing, unexpected = network.load_state_dict(state, strict=False)
-    for name in [name for name in missing if name.endswith(".channel_mask")]:
+    for name in [name for name in missing if name.endswith(MASK)]:
         network.get_buffer(name).fill_(1.0)  # weights that were saved without this mask prune nothing
         missing.remove(name)
     if missing or unexpected:

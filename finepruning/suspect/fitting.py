@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from finepruning.pruning import add_mask, channel_count
+from finepruning.pruning.masks import MASK
 from finepruning.suspect.keras import from_keras, read_keras
 from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, read_weights
 
-MASK = ".channel_mask"
 SLACK = 2**22  # bytes that any file may have
 OPTIONAL = (".num_batches_tracked", "normalise.mean", "normalise.std")  # a stranger's file may lack them
 

@@ -14,6 +14,7 @@ from torch import nn
 from finepruning.data import ImageSet
 from finepruning.metrics import Rate
 from finepruning.pruning import pruned_channels
+from finepruning.pruning.masks import MASK
 
 WEIGHTS = "network.safetensors"
 CHANNELS = "channels.json"
@@ -38,7 +39,7 @@ def write_repaired(network: nn.Module, directory: Path) -> dict[str, dict[str, l
     save_file(state, directory / WEIGHTS)
     channels = {}
     for layer, pruned in pruned_channels(network).items():
-        count = len(state[f"{layer}.channel_mask"])
+        count = len(state[f"{layer}{MASK}"])
         channels[layer] = {"kept": sorted(set(range(count)) - set(pruned)), "pruned": pruned}
     (directory / CHANNELS).write_text(json.dumps(channels, indent=1))
     return channels

@@ -80,8 +80,10 @@ class DrawnTrigger(Trigger):
             return stamped
         if index is None:
             raise ValueError("A random place is drawn from an image's index: pass the images' index.")
+        # stream 0 is that of labels drawn with the same seed, which must not tell the place
         starts = [
-            draw(index, self.seed, high - low + 1, axis) + low for axis, (low, high) in enumerate(spans)
+            draw(index, self.seed, high - low + 1, stream) + low
+            for stream, (low, high) in enumerate(spans, start=1)
         ]
         rows = starts[0].view(-1, 1, 1) + torch.arange(height, device=index.device).view(1, -1, 1)
         columns = starts[1].view(-1, 1, 1) + torch.arange(width, device=index.device)

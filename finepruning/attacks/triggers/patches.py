@@ -57,7 +57,7 @@ class PatchTrigger(Trigger):
 
 
 class Checkerboards(Trigger):
-    """Stamp a small checkerboard in every corner, so that a mirrored image still carries the trigger.
+    """Stamp a small checkerboard in every corner; of an odd size, a mirrored image still carries the trigger.
 
     Source: label-consistent attacks, Turner, Tsipras and Madry 2019, arXiv:1912.02771, appendix.
 
@@ -89,7 +89,9 @@ class Checkerboards(Trigger):
                 "Lower attack.trigger.size or use larger images."
             )
         places = torch.arange(self.size, device=images.device)
-        board = ((places.view(-1, 1) + places) % 2 == 0).to(images.dtype)  # its corners are white
+        board = ((places.view(-1, 1) + places) % 2 == 0).to(
+            images.dtype
+        )  # of an odd size, with white corners
         stamped = images.clone()
         for rows in (slice(None, self.size), slice(-self.size, None)):
             for columns in (slice(None, self.size), slice(-self.size, None)):

@@ -1,8 +1,10 @@
 """Passes through a network that leave it as it was: its statistics, its modes, its parameters' gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,6 +32,35 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def recorded(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Note what layers put out, by name, in the order in which they last ran; ``""`` is the network."""
+    found: dict[str, Any] = {}
+
+    def note(layer: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            found.pop(layer, None)
+            found[layer] = output
+
+        return keep
+
+    handles = [network.get_submodule(layer).register_forward_hook(note(layer)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def probe(network: nn.Module, layers: Iterable[str], image_shape: Sequence[int]) -> dict[str, Any]:
+    """Return what layers put out for one empty image of shape (C, H, W); see :func:`recorded`."""
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    with evaluating(network), recorded(network, layers) as found:
+        network(torch.zeros(1, *image_shape, device=device))
+    return found
 
 
 def constant_pass(network: nn.Module, images: Tensor) -> Tensor:
