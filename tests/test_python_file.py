@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from finepruning.pipeline import Refused
@@ -84,3 +85,19 @@ def test_a_python_file_works_from_the_command_line(program: Path, tmp_path: Path
     record = run_here(*command, "model.run_code=true", "defense=fineprune", "defense.tuning.max_epochs=1")
     assert record["status"] == "finished"
     assert "model.1" in record["repair"]["channels"]
+
+
+def test_what_a_users_files_hold_decides_the_suspect(program: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    model = ("model=python_file", f"model.file={program}", "model.call=Net", "model.run_code=true")
+    places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}", "logger=none")
+    options = ("attack=blended", f"attack.trigger.picture={picture}", "defense=none", "trainer.max_epochs=1")
+    made = []
+    for shade, comment in ((0, ""), (255, ""), (255, "# another program"), (255, "")):
+        Image.new("L", (8, 8), shade).save(picture)
+        program.write_text(PROGRAM + comment)
+        made.append(
+            run_here(*model, *options, *places, "dataset.size=16", "overwrite=true")["stages"]["suspect"]
+        )
+    assert len(set(made)) == 3
+    assert made[1] == made[3]

@@ -16,6 +16,7 @@ from finepruning.data import ImageSet, Packed, channel_statistics, pack, split_r
 from finepruning.pipeline.analysis import check_analysis
 from finepruning.pipeline.defenses import build_defense
 from finepruning.pipeline.parts import Parts, Source, Stress, Suspect
+from finepruning.pipeline.resolvers import file_hashes
 from finepruning.pipeline.targets import build
 from finepruning.suspect import (
     KnownAttack,
@@ -70,7 +71,7 @@ def build_parts(config: DictConfig) -> Parts:
         require_onnx()
     packed = pack(build(config.dataset), Path(config.store_dir) / "data")
     parts = _build_suspect(config, packed) if config.get("suspect") else _build_ours(config, packed)
-    parts = replace(parts, stress=stress)
+    parts = replace(parts, stress=stress, files=file_hashes(config))
     parts.check()
     if config.get("analysis"):
         check_analysis(parts.network, **config.analysis)
@@ -174,6 +175,7 @@ def _build_source(config: DictConfig, attack: Transfer, image_shape: tuple[int, 
         "trainer": plain["trainer"] | plain["attack"]["source"]["trainer"],
         "seed": plain["seed"],
         "data": packed.fingerprint,
+        "files": file_hashes(config),
     }
     return Source(
         images=images,

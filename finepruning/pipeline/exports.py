@@ -1,4 +1,4 @@
-"""What others can use of a defended network: the files in a run's ``repaired/``."""
+"""What a run leaves for others: the files in its ``repaired/``, and the page in its ``report/``."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,12 @@ from torch import nn
 
 from finepruning.metrics import Rate
 from finepruning.pipeline.parts import Suspect
+from finepruning.pipeline.repairs import TRIGGERS
 from finepruning.pruning import GoodNet, cost, remove_pruned, speed_up
 from finepruning.referee import Scores
-from finepruning.store import load_weights, save_weights
+from finepruning.repair import UNTARGETED, load_triggers
+from finepruning.repair.report import page, write_pictures
+from finepruning.store import Stage, load_weights, save_weights
 from finepruning.suspect import repair_report, write_onnx, write_repaired
 
 SMALLER, GOODNET, REPORT = "smaller.safetensors", "goodnet.safetensors", "REPORT.md"
@@ -87,6 +90,39 @@ def load_goodnet(suspect: nn.Module, repaired: nn.Module, directory: Path) -> nn
         directory: The run's ``repaired/``.
     """
     return load_weights(GoodNet(suspect, repaired), directory / GOODNET)
+
+
+def write_report(
+    place: Path, title: str, names: Sequence[str], stages: Mapping[str, Stage]
+) -> dict[str, Any]:
+    """Write one page on an inspection and what came of it, with its pictures; return the record's fields.
+
+    Args:
+        place: The run's folder.
+        title: The run's name.
+        names: Of the classes.
+        stages: What was made: ``inspected`` and, unless the defense only inspects, ``defended``.
+    """
+    stage = stages["inspected"]
+    inspection = stage.about["result"]
+    defended = stages["defended"].about["result"] if "defended" in stages else {}
+    ladder, audit = defended.get("ladder"), defended.get("audit")
+    triggers = load_triggers(stage.directory / TRIGGERS, inspection["rankings"])
+    directory = place / "report"
+    pictures = write_pictures(triggers, directory)
+    (directory / REPORT).write_text(page(title, names, inspection, pictures, ladder, audit))
+    log.info("Report: %s", directory / REPORT)
+    shown = [
+        {
+            "family": family,
+            "target": target,
+            "name": "untargeted" if target == UNTARGETED else names[target],
+            "files": [f"{directory.name}/{file}" for file in files],
+        }
+        for (family, target), files in pictures.items()
+    ]
+    found = {"inspection": {**inspection, "pictures": shown}, "ladder": ladder, "audit": audit}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def write_repair(

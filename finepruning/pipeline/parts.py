@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ class Parts:
     """Everything that a run is made of. ``network`` is the suspect: still untrained, or a stranger's.
 
     ``validation`` are the defender's images that decide; ``detector`` makes one network of the suspect and
-    the defended one.
+    the defended one; ``files`` are hashes of what files a user brought hold, by the key that names each.
     """
 
     packed: Packed
@@ -195,6 +195,7 @@ class Parts:
     suspect: Suspect | None = None
     source: Source | None = None
     stress: Stress | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def scored_attack(self) -> Triggering | None:

@@ -33,7 +33,6 @@ from finepruning.repair import (
     verdict,
     why_none,
 )
-from finepruning.repair.report import page, write_pictures
 from finepruning.store import WEIGHTS, Stage, load_weights, save_weights
 
 log = logging.getLogger(__name__)
@@ -161,30 +160,8 @@ class Repairs:
             for number, (rung, loss) in enumerate(zip(rungs, losses, strict=False))
         ]
         ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}
+        ladder |= {"right": int(before.sum()), "total": len(before)}
         return {"ladder": ladder, "audit": audit}
-
-    def write(self, place: Path, title: str, stages: Mapping[str, Stage]) -> dict[str, Any]:
-        """Write the report with its pictures; return the record's fields."""
-        stage = stages["inspected"]
-        inspection = stage.about["result"]
-        defended = stages["defended"].about["result"] if "defended" in stages else {}
-        ladder, audit = defended.get("ladder"), defended.get("audit")
-        triggers = load_triggers(stage.directory / TRIGGERS, inspection["rankings"])
-        directory = place / "report"
-        pictures = write_pictures(triggers, directory)
-        (directory / "REPORT.md").write_text(page(title, self.names, inspection, pictures, ladder, audit))
-        log.info("Report: %s", directory / "REPORT.md")
-        shown = [
-            {
-                "family": family,
-                "target": target,
-                "name": "untargeted" if target == UNTARGETED else self.names[target],
-            }
-            | {"files": [f"{directory.name}/{file}" for file in files]}
-            for (family, target), files in pictures.items()
-        ]
-        found = {"inspection": {**inspection, "pictures": shown}, "ladder": ladder, "audit": audit}
-        return {name: value for name, value in found.items() if value is not None}
 
     def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:
         """Inspect the repaired network afresh and put the old triggers on it again."""

@@ -22,6 +22,7 @@ PLACES = (
 FILES = (  # keys of what a user brings along
     *("suspect.weights", "model.file"),
     *("attack.picture", "attack.mask", "attack.triggered", "attack.clean"),
+    *(f"attack.{trigger}.picture" for trigger in ("trigger", "training_trigger", "cover_trigger")),
 )
 
 

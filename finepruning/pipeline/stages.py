@@ -14,17 +14,16 @@ from torch import nn
 
 from finepruning.attacks import Transfer
 from finepruning.pipeline.analysis import analyse_layers, score_curve
-from finepruning.pipeline.defenses import without_unused
-from finepruning.pipeline.exports import write_exports, write_repair
-from finepruning.pipeline.parts import Defense, Parts, Source, Stress
+from finepruning.pipeline.defended import DefenseMaker, ladder_accuracies
+from finepruning.pipeline.exports import write_exports, write_repair, write_report
+from finepruning.pipeline.parts import Parts, Source, Stress
 from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.repairs import Repairs
-from finepruning.pipeline.resolvers import file_hashes
 from finepruning.pipeline.stresses import StressTests, make_control
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
 from finepruning.pruning import pruned_channels
-from finepruning.referee import Scores, score, score_detector, trigger_change_order
+from finepruning.referee import Scores, score, score_detector
 from finepruning.store import Stage, Store
 from finepruning.suspect import agreement
 from finepruning.views import Watch, to_record, watched_layers
@@ -52,7 +51,8 @@ class Run:
             control["clean"] = make_control(*making)  # first, from the initial weights
         stages = control | maker.make()
         if self.parts.defense is not None:
-            stages |= self._defend(self.parts.defense, store, maker.made_by, stages["suspect"])
+            defender = DefenseMaker(self._plain, self.parts, store, self._fit, self._device, self._repairs)
+            stages |= defender.make(maker.made_by, stages["suspect"])
         return stages
 
     def outcome(self) -> dict[str, Any]:
@@ -78,11 +78,12 @@ class Run:
             defended = stages["defended"].load_into(unpruned)
             found["pruned"] = {layer: gone for layer, gone in pruned_channels(defended).items() if gone}
             found["validation"]["defended"] = self._validate(defended)
+            found["validation"] |= ladder_accuracies(result.get("ladder"))
             watches["defended"] = Watch(defended, (), parts.test.labels)
             scores["defended"] = self._score(defended, watches["defended"])
             found |= self._export(network, defended, scores, result)
-        if self._repairs is not None:
-            found |= self._repairs.write(self.place, self.config.name, stages)
+        if "inspected" in stages:
+            found |= write_report(self.place, self.config.name, parts.packed.classes, stages)
         if self.config.views:
             found |= to_record(
                 watches, found["pruning"], network, parts.test, parts.scored_attack, self.place
@@ -104,46 +105,6 @@ class Run:
             "stages": {name: stage.key for name, stage in stages.items()},
             "seconds": seconds,
         }
-
-    def _defend(
-        self, defense: Defense, store: Store, made_by: Mapping[str, Any], suspect: Stage
-    ) -> dict[str, Stage]:
-        """Inspect, prune and tune the suspect on the defender's clean images, as far as the defense does.
-
-        What is found is kept as plain values. An oracle's order is the referee's, and part of what made the
-        stage.
-        """
-        stages: dict[str, Stage] = {}
-        network, repairs = suspect.load_into(defense.module.network), self._repairs
-        if repairs is not None:
-            seen = {**made_by, "inspection": self._plain["defense"]["inspection"]}
-            inspect = functools.partial(repairs.inspect, network)
-            stages["inspected"] = inspected = store.stage("inspected", seen, inspect)
-            repairs.aim(inspected)
-        if not defense.acts:
-            return stages
-        made_by = {**made_by, "defense": without_unused(self._plain["defense"])}
-        if repairs is not None and defense.ladder:
-            made_by |= {"rungs": "kept"} if repairs.keep_rungs else {}
-            climb = functools.partial(repairs.climb, suspect, inspected)
-            return stages | {"defended": store.stage("defended", made_by, climb)}
-        pruning, attack = defense.pruning, self.parts.scored_attack
-        if pruning is not None and pruning.oracle and attack is not None:
-            pruning.given = trigger_change_order(
-                network, defense.layers, self.parts.test, attack, pruning.joint, self._device
-            )
-            made_by["order"] = [list(channel) for channel in pruning.given]
-
-        def make(directory: Path) -> Mapping[str, Any]:
-            log.info("Defending it ...")
-            suspect.load_into(network)
-            self._fit(
-                defense.module, defense.data, defense.callbacks, directory, max_epochs=defense.max_epochs
-            )
-            found = {"findings": defense.module.findings}
-            return found | (pruning.state_dict() if pruning is not None else {})
-
-        return stages | {"defended": store.stage("defended", made_by, make)}
 
     def _score(self, network: nn.Module, watch: Watch) -> Scores:
         with watch:
@@ -185,7 +146,7 @@ class Run:
     def _stress(self, stress: Stress) -> StressTests:
         """Return the stress tests; this process alone makes them, as it alone scores."""
         made_by = {key: self._plain.get(key) for key in ("attack", "suspect", "defender", "seed")}
-        made_by |= {"data": self.parts.packed.fingerprint, "files": file_hashes(self.config)}
+        made_by |= {"data": self.parts.packed.fingerprint, "files": dict(self.parts.files)}
         store = Store(Path(self.config.store_dir))
         return StressTests(stress, self.parts, made_by, store, self._device)
 

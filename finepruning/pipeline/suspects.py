@@ -69,6 +69,9 @@ class SuspectMaker:
         if self.parts.source is not None:
             made_by["attack"] = _without(made_by["attack"], "source")
             made_by["source"] = self.parts.source.made_by
+        for section in ("attack", "model"):  # what files hold counts, and not only where they lie
+            if files := {key: held for key, held in self.parts.files.items() if key.startswith(section)}:
+                made_by[section] = {**made_by[section], "files": files}
         if self.parts.suspect is not None:
             # its hash stands for its file; what is known of the attack is the referee's
             known = _without(self.plain["suspect"], "weights", "layer_map", "onnx")

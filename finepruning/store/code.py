@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
-# Each file is one choice of many here: of these rooms counts what a stage's configuration names, and what
-# that imports, or other code that counts. So whoever writes an attack or a defense trains no other one anew.
-CHOICES = ("attacks/crafting", "attacks/triggers", "callbacks", "modules", "networks", "repair")
-# What can change a network that the attacker trains. How files are decoded is not here: the hash of the
-# decoded values is among what made the stage.
+# What can change a network that the attacker trains. Of a folder counts what a stage's configuration names,
+# and what that or one of the single files imports: whoever writes an attack or a defense makes no other anew.
+# How files are decoded is not here: the hash of the decoded values is among what made the stage.
 ATTACKER = (
     "attacks",
     "data/augment.py",
@@ -24,19 +22,21 @@ ATTACKER = (
     "metrics.py",
     "modules",
     "networks",
+    "pipeline/build.py",
     "pipeline/suspects.py",
     "pipeline/training.py",
     "pruning",
+    "suspect/python_file.py",
+    "suspect/split.py",
 )
 # The defender starts from such a network, so all of that counts, too.
 DEFENDER = (
     *ATTACKER,
     "callbacks",
-    "pipeline/build.py",
+    "pipeline/defended.py",
     "pipeline/defenses.py",
     "pipeline/repairs.py",
     "repair",
-    "suspect/split.py",
 )
 # Scores of a network under stress; the key of the network says what made it.
 REFEREE = (*ATTACKER, "pipeline/stresses.py", "referee.py", "stress.py", "suspect/picture.py")
@@ -81,8 +81,9 @@ def stage_files(kind: str, targets: frozenset[str]) -> list[Path]:
         kind: Of the stage.
         targets: Full names that its configuration gives.
     """
-    inside = {path for room in ROOMS.get(kind, DEFENDER) for path in source_files(room)}
-    waiting = inside - {path for room in CHOICES for path in source_files(room)}
+    rooms = ROOMS.get(kind, DEFENDER)
+    inside = {path for room in rooms for path in source_files(room)}
+    waiting = {PACKAGE / room for room in rooms if room.endswith(".py")}
     waiting |= {path for name in targets if (path := defining_file(name))}
     found: set[Path] = set()
     while waiting:
