@@ -149,14 +149,7 @@ class Repairs:
             for rest in place.glob("fold-*") if self.keep_rungs else [place]:
                 shutil.rmtree(rest, ignore_errors=True)
         walked = [
-            {
-                "options": dict(rung.options),
-                "loss": loss.value,
-                "interval": list(loss.interval),
-                **loss._asdict(),
-                "inside": loss.inside(max_drop),
-                "audit": audits.get(number),
-            }
+            _rung_record(rung, loss, max_drop) | {"audit": audits.get(number)}
             for number, (rung, loss) in enumerate(zip(rungs, losses, strict=False))
         ]
         ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}
@@ -296,3 +289,8 @@ class Repairs:
 
     def _validation(self) -> Any:
         return self.defense.data.validation[0].batches(BATCH_SIZE, self.device)
+
+
+def _rung_record(rung: Rung, loss: PairedLoss, max_drop: float) -> dict[str, Any]:
+    counted = {"loss": loss.value, "interval": list(loss.interval), **loss._asdict()}
+    return {"options": dict(rung.options), **counted, "inside": loss.inside(max_drop)}
