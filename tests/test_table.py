@@ -47,6 +47,7 @@ def test_scores_are_shown_in_percent_with_their_interval() -> None:
 
 def test_pruned_channels_are_counted() -> None:
     assert "1/2" in shown()
+    assert " 17 │" in shown(pruning=[], pruned={"conv": list(range(17))})
 
 
 def test_a_dead_attack_is_said_to_be_dead() -> None:

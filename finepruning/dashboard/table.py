@@ -39,12 +39,18 @@ def comparison(records: Sequence[Record]) -> Table:
             continue
         for score in ("clean_accuracy", "attack_success_rate"):
             cells += [Text(_percent(record["scores"][network], score)) for network in ("suspect", "defended")]
-        pruned = sum(step["pruned"] for step in record["pruning"])
-        share = f"{pruned}/{len(record['pruning']) - 1}" if record["pruning"] else ""
-        table.add_row(*cells, share, "; ".join(_notes(record)))
+        table.add_row(*cells, _pruned(record), "; ".join(_notes(record)))
         if "goodnet" in record["scores"]:
             table.add_row(*_detector_row(record["scores"]["goodnet"], len(varied)))
     return table
+
+
+def _pruned(record: Record) -> str:
+    """Return how many channels were pruned, and of how many where a curve says it."""
+    if record["pruning"]:
+        return f"{sum(step['pruned'] for step in record['pruning'])}/{len(record['pruning']) - 1}"
+    gone = sum(len(channels) for channels in record.get("pruned", {}).values())
+    return str(gone) if gone else ""
 
 
 def varying(records: Sequence[Record]) -> dict[str, list[str]]:
