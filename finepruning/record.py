@@ -60,6 +60,13 @@ def scored_rungs(record: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Map
     return list(zip(record["ladder"]["rungs"], scored, strict=True)) if scored else []
 
 
+def channels_pruned(record: Mapping[str, Any]) -> int | None:
+    """Return how many channels a defense pruned; None if it pruned none and walked no curve."""
+    if record["pruning"]:
+        return sum(bool(step["pruned"]) for step in record["pruning"])
+    return sum(len(channels) for channels in record.get("pruned", {}).values()) or None
+
+
 def environment() -> dict[str, Any]:
     """Return where a run happens: commit, versions, hardware."""
     import torch  # here, so that reading records never loads it

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from finepruning.dashboard.plain import flat
 from finepruning.dashboard.seeds import PLACES
+from finepruning.record import channels_pruned
 
 Record = Mapping[str, Any]
 
@@ -47,10 +48,9 @@ def comparison(records: Sequence[Record]) -> Table:
 
 def _pruned(record: Record) -> str:
     """Return how many channels were pruned, and of how many where a curve says it."""
-    if record["pruning"]:
-        return f"{sum(step['pruned'] for step in record['pruning'])}/{len(record['pruning']) - 1}"
-    gone = sum(len(channels) for channels in record.get("pruned", {}).values())
-    return str(gone) if gone else ""
+    gone = channels_pruned(record)
+    of = f"/{len(record['pruning']) - 1}" if record["pruning"] else ""
+    return "" if gone is None else f"{gone}{of}"
 
 
 def varying(records: Sequence[Record]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.utilities import rank_zero_only
 
 from finepruning.pipeline.targets import build
+from finepruning.record import channels_pruned
 
 SHOWN = ("dataset", "model", "attack", "defense", "seed", "config")
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}  # a class's package and extra
@@ -77,9 +78,9 @@ def final_values(record: Mapping[str, Any]) -> dict[str, float]:
     for name, key in (("clean_accuracy", "clean_accuracy_drop"), ("attack_success_rate", "attack_reduction")):
         before, after = (scores[network][name] for network in ("suspect", "defended"))
         values[f"test/{key}"] = None if before is None or after is None else before - after
-    if record["pruning"]:
-        pruned = sum(step["pruned"] for step in record["pruning"])
-        values |= {"channels_pruned": pruned, "share_pruned": pruned / (len(record["pruning"]) - 1)}
+    values["channels_pruned"] = pruned = channels_pruned(record)
+    if record["pruning"] and pruned is not None:
+        values["share_pruned"] = pruned / (len(record["pruning"]) - 1)
     values |= {f"seconds/{stage}": seconds for stage, seconds in record["seconds"].items()}
     return {name: float(value) for name, value in values.items() if value is not None}
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finepruning.metrics import Rate
-from finepruning.repair.inversion import UNTARGETED, Trigger
+from finepruning.repair.inspection import destination
+from finepruning.repair.inversion import Trigger
 
 NOTHING_FOUND = "no evidence of a backdoor left under these tests"
 EVIDENCE = "evidence remains"
@@ -28,8 +29,7 @@ def verdict(
     reasons = list(stands_out)
     for trigger, rate in old:
         if rate.total and rate.value >= max_success:
-            away = trigger.target == UNTARGETED
-            where = "away from their class" if away else f"to {names[trigger.target]!r}"
+            where = destination(trigger, names)
             reasons.append(
                 f"The {trigger.family} trigger that was found in the suspect still sends {rate.hits} of "
                 f"{rate.total} images {where}."

@@ -134,13 +134,17 @@ class Inspection:
             middle = median_norm(ranking)
             for trigger in ranking:
                 if self._stands_out(trigger, middle):
-                    away = trigger.target == UNTARGETED
-                    where = "away from their class" if away else f"to {names[trigger.target]!r}"
+                    where = destination(trigger, names)
                     sentences.append(
                         f"A universal {family} trigger of norm {trigger.norm:.2f} sends images {where}; the "
                         f"median of all classes is {middle:.2f}."
                     )
         return sentences
+
+
+def destination(trigger: Trigger, names: Sequence[str]) -> str:
+    """Say where a trigger sends images."""
+    return "away from their class" if trigger.target == UNTARGETED else f"to {names[trigger.target]!r}"
 
 
 def reached(ranking: Ranking) -> Ranking:

@@ -89,9 +89,8 @@ class Checkerboards(Trigger):
                 "Lower attack.trigger.size or use larger images."
             )
         places = torch.arange(self.size, device=images.device)
-        board = ((places.view(-1, 1) + places) % 2 == 0).to(
-            images.dtype
-        )  # of an odd size, with white corners
+        # of an odd size, with white corners
+        board = ((places.view(-1, 1) + places) % 2 == 0).to(images.dtype)
         stamped = images.clone()
         for rows in (slice(None, self.size), slice(-self.size, None)):
             for columns in (slice(None, self.size), slice(-self.size, None)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruning.dashboard.seeds import attack_order, defense_order
-from finepruning.record import scored_rungs
+from finepruning.record import channels_pruned, scored_rungs
 
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
@@ -82,8 +82,8 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     for network in NETWORKS:
         row |= _score_fields(network, record["scores"][network])
     row |= _stress_fields(record) | _repair_fields(record)
-    gone = sum(len(channels) for channels in record.get("pruned", {}).values())
-    row["channels_pruned"] = gone if gone or record["pruning"] else ""
+    gone = channels_pruned(record)
+    row["channels_pruned"] = "" if gone is None else gone
     seconds = [value for name, value in record["seconds"].items() if name not in UNCOUNTED]
     return row | {
         "dead": record["dead"],
