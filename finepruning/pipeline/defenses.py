@@ -214,47 +214,52 @@ def _build_ladder(
     if not defense["ladder"]:
         raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
     tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
-    ladder = []
-    for rung in defense["ladder"]:
-        if not isinstance(rung, Mapping):
-            raise ValueError(f"The rung {rung!r} has no options by name. Write it like {{weight: 0.05}}.")
-        tuner = rung.get("tuner", "unlearn")
-        if tuner not in tuners:
-            raise ValueError(
-                f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
-                "give its options in defense.tuners."
-            )
-        when = rung.get("when")
-        if when not in (None, "clear", "unclear"):
-            raise ValueError(
-                f"when={when} of a rung is unknown. Choose clear (a class stands out or is named) or "
-                "unclear in defense.ladder, or leave it out: the rung is for both."
-            )
-        own = {key: value for key, value in rung.items() if key not in ("when", "prune", "tuner")}
-        whole = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create())
-        for key in set(own) & set(whole) - {"tuning", "layers"}:  # of the defense, not of its training
-            whole[key] = own.pop(key)
-        prune, tuning = rung.get("prune"), tuners[tuner].get("tuning")
-        if prune is not None and not (isinstance(prune, int | float) and 0 <= prune <= 1):
-            raise ValueError(
-                f"prune={prune} of a rung is no fraction in [0, 1]. It is of the validation accuracy: "
-                "prune: 0.04 in defense.ladder is 4 %."
-            )
-        if own and not tuning:
-            known = sorted({"prune", *set(whole) - {"layers", "callbacks"}})
-            raise ValueError(
-                f"The tuner {tuner!r} has no option {', '.join(sorted(own))} in a rung. It has "
-                f"{', '.join(known)}."
-            )
-        tunings = []
-        for defender in defenders:
-            first: list[Callback] = [] if prune is None else [PruneChannels(max_drop=prune)]
-            layers = [] if prune is None else list(named)
-            acting = first + _build_callbacks(whole)
-            tunings.append(defender.make((tuning or NO_TUNING) | own, layers, acting))
-        options = {key: value for key, value in rung.items() if key != "when"}
-        ladder.append(Rung(options, tunings, when))
-    return ladder
+    return [_build_rung(defenders, config, rung, tuners, named) for rung in defense["ladder"]]
+
+
+def _build_rung(
+    defenders: Sequence[_Defender],
+    config: DictConfig,
+    rung: Any,
+    tuners: Mapping[str, Mapping[str, Any]],
+    named: Sequence[str],
+) -> Rung:
+    """Build a rung from what the configuration says of it; ``tuners`` are those that it may name."""
+    if not isinstance(rung, Mapping):
+        raise ValueError(f"The rung {rung!r} has no options by name. Write it like {{weight: 0.05}}.")
+    tuner, when, prune = rung.get("tuner", "unlearn"), rung.get("when"), rung.get("prune")
+    if tuner not in tuners:
+        raise ValueError(
+            f"The tuner {tuner!r} of a rung is unknown. Choose {', '.join(tuners)} in defense.ladder, or "
+            "give its options in defense.tuners."
+        )
+    if when not in (None, "clear", "unclear"):
+        raise ValueError(
+            f"when={when} of a rung is unknown. Choose clear (a class stands out or is named) or "
+            "unclear in defense.ladder, or leave it out: the rung is for both."
+        )
+    if prune is not None and not (isinstance(prune, int | float) and 0 <= prune <= 1):
+        raise ValueError(
+            f"prune={prune} of a rung is no fraction in [0, 1]. It is of the validation accuracy: "
+            "prune: 0.04 in defense.ladder is 4 %."
+        )
+    options = {key: value for key, value in rung.items() if key != "when"}
+    own = {key: value for key, value in options.items() if key not in ("prune", "tuner")}
+    whole, tuning = copy.deepcopy(config.tuners.get(tuner) or OmegaConf.create()), tuners[tuner].get("tuning")
+    for key in set(own) & set(whole) - {"tuning", "layers"}:  # of the defense, not of its training
+        whole[key] = own.pop(key)
+    if own and not tuning:
+        known = sorted({"prune", *set(whole) - {"layers", "callbacks"}})
+        raise ValueError(
+            f"The tuner {tuner!r} has no option {', '.join(sorted(own))} in a rung. It has "
+            f"{', '.join(known)}."
+        )
+    tunings = []
+    for defender in defenders:
+        first: list[Callback] = [] if prune is None else [PruneChannels(max_drop=prune)]
+        layers = [] if prune is None else list(named)
+        tunings.append(defender.make((tuning or NO_TUNING) | own, layers, first + _build_callbacks(whole)))
+    return Rung(options, tunings, when)
 
 
 def _build_callbacks(defense: DictConfig) -> list[Callback]:

@@ -2,10 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,21 @@ log = logging.getLogger(__name__)
 TRIGGERS = "triggers.safetensors"
 KEPT = 8  # triggers of each ranking that are kept as files
 BATCH_SIZE = 256
+
+
+class _Walk(NamedTuple):
+    """A walk up a ladder; ``losses`` are those of the first rungs, as far as it went.
+
+    ``places`` hold the rungs' networks, ``kept`` is the number of the one that stays, if one does, ``reason``
+    says what went wrong.
+    """
+
+    rungs: Sequence[Rung]
+    places: Sequence[Path]
+    losses: Sequence[PairedLoss]
+    kept: int | None
+    audits: dict[int | None, dict[str, Any]]
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -106,12 +121,42 @@ class Repairs:
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
         network = self.defense.module.network
-        case = "clear" if inspected.about["result"]["clear"] else "unclear"
-        rungs = [rung for rung in self.defense.ladder if rung.when in (None, case)]
-        max_drop, stop_early = self.options["max_drop"], self.options["stop_early"]
         suspect.load_into(network)
         before = self._right(network)
         log.info("%s images decide, in %s folds.", len(before), len(self.defense.folds))
+        walk = self._walk(network, suspect, inspected, directory, before)
+        kept, max_drop = walk.kept, self.options["max_drop"]
+        if self.keep_rungs:
+            for number in range(len(walk.losses)):
+                load_weights(network, walk.places[number] / WEIGHTS)
+                walk.audits[number] = walk.audits.get(number) or self._audit(network, inspected)
+        weights = (suspect.directory if kept is None else walk.places[kept]) / WEIGHTS
+        load_weights(network, weights)
+        shutil.copy(weights, directory / WEIGHTS)
+        audit = walk.audits.get(kept) or self._audit(network, inspected)
+        log.info("Audit: %s.", audit["verdict"])
+        if walk.reason:
+            log.warning(walk.reason)
+        for place in walk.places:
+            for rest in place.glob("fold-*") if self.keep_rungs else [place]:
+                shutil.rmtree(rest, ignore_errors=True)
+        rungs = [
+            _rung_record(rung, loss, max_drop) | {"audit": walk.audits.get(number)}
+            for number, (rung, loss) in enumerate(zip(walk.rungs, walk.losses, strict=False))
+        ]
+        ladder = {"max_drop": max_drop, "kept": kept, "rungs": rungs, "reason": walk.reason}
+        ladder |= {"right": int(before.sum()), "total": len(before)}
+        return {"ladder": ladder, "audit": audit}
+
+    def _walk(
+        self, network: nn.Module, suspect: Stage, inspected: Stage, directory: Path, before: Tensor
+    ) -> _Walk:
+        """Walk up the rungs that are for what the inspection found.
+
+        ``before`` (N,) says which images of the folds the suspect gets right.
+        """
+        case = "clear" if inspected.about["result"]["clear"] else "unclear"
+        rungs = [rung for rung in self.defense.ladder if rung.when in (None, case)]
         places = [directory / f"rung-{number}" for number in range(1, len(rungs) + 1)]
         audits: dict[int | None, dict[str, Any]] = {}
         reasons = [] if rungs else [f"No rung of defense.ladder is for an inspection that is {case}."]
@@ -128,33 +173,13 @@ class Repairs:
             audits[number] = self.share(self._audit(network, inspected))
             return not audits[number]["evidence"]
 
+        max_drop, stop_early = self.options["max_drop"], self.options["stop_early"]
         losses, kept = climb(range(len(rungs)), attempt, max_drop, passes if stop_early else None)
-        if self.keep_rungs:
-            for number in range(len(losses)):
-                load_weights(network, places[number] / WEIGHTS)
-                audits[number] = audits.get(number) or self._audit(network, inspected)
         if kept is None:
             reasons.append(why_none(losses, max_drop) if losses else "The suspect stays as it is.")
         else:
             log.info("Rung %s stays: %.1f points.", kept + 1, 100 * losses[kept].value)
-        weights = (suspect.directory if kept is None else places[kept]) / WEIGHTS
-        load_weights(network, weights)
-        shutil.copy(weights, directory / WEIGHTS)
-        audit = audits.get(kept) or self._audit(network, inspected)
-        log.info("Audit: %s.", audit["verdict"])
-        reason = " ".join(reasons) or None
-        if reason:
-            log.warning(reason)
-        for place in places:
-            for rest in place.glob("fold-*") if self.keep_rungs else [place]:
-                shutil.rmtree(rest, ignore_errors=True)
-        walked = [
-            _rung_record(rung, loss, max_drop) | {"audit": audits.get(number)}
-            for number, (rung, loss) in enumerate(zip(rungs, losses, strict=False))
-        ]
-        ladder = {"max_drop": max_drop, "kept": kept, "rungs": walked, "reason": reason}
-        ladder |= {"right": int(before.sum()), "total": len(before)}
-        return {"ladder": ladder, "audit": audit}
+        return _Walk(rungs, places, losses, kept, audits, " ".join(reasons) or None)
 
     def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:
         """Inspect the repaired network afresh and put the old triggers on it again."""
