@@ -112,6 +112,17 @@ def test_a_matrix_never_takes_settings_for_seeds() -> None:
     ]
 
 
+def test_a_matrix_has_no_line_for_what_met_none_of_its_defenses() -> None:
+    clean = record(1, "auto", 190, 0, attack="none")
+    for scores in clean["scores"].values():
+        scores["attack_success_rate"] = None
+        del scores["counts"]["attack_success_rate"]
+    lines = matrix(rows_of([record(1, "none", 198, 100), clean]), ["auto"]).splitlines()
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["`none attack.poison_rate=0.05`", "95.0 [91.0, 97.3] |"]
+    ]
+
+
 def test_every_rung_that_was_scored_is_a_row_with_its_own_audit() -> None:
     weak, strong = record(1, "auto", 196, 70), record(1, "auto", 180, 5)
     walked = [

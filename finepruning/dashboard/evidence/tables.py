@@ -58,7 +58,7 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def matrix(rows: Sequence[Row], defenses: Sequence[str]) -> str:
     """Return a Markdown table of attacks (down) and defenses (across): clean accuracy / attack success.
 
-    Settings have a line each, since they are no seeds of one another.
+    Settings have a line each, since they are no seeds of one another; what met none of the defenses has none.
 
     Args:
         rows: As they stand in a CSV file.
@@ -70,11 +70,13 @@ def matrix(rows: Sequence[Row], defenses: Sequence[str]) -> str:
         groups.setdefault((names[0], " ".join(names[1:])), {}).setdefault(row["defense"], []).append(row)
     lines = []
     for (dataset, attack), found in groups.items():
+        met = [found.get(defense) for defense in defenses]
         cells = [
-            " / ".join(_cell(score, found[defense], {}) for score in NAMES) if defense in found else ""
-            for defense in defenses
+            " / ".join(filter(None, (_cell(score, group, {}) for score in NAMES))) if group else ""
+            for group in met
         ]
-        lines.append([f"`{dataset}`", f"`{attack}`", *cells])
+        if any(met):
+            lines.append([f"`{dataset}`", f"`{attack}`", *cells])
     return _markdown(["dataset", "attack", *(f"`{defense}`" for defense in defenses)], lines)
 
 
