@@ -1,0 +1,164 @@
+"""What each tuner of a repair changes in a network, and what it leaves alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from finepruning.data import ImageSet, pack
+from finepruning.data.digits import Digits
+from finepruning.modules import (
+    ANPClassifier,
+    Classifier,
+    FinePrunedClassifier,
+    FTSAMClassifier,
+    HeadShiftClassifier,
+    IBAUClassifier,
+    NADClassifier,
+    PrunedClassifier,
+    SAUClassifier,
+    UnlearnedClassifier,
+)
+from tests.fits import LAYER, SHAPE, TRAINING, build, fit, learned, network, states
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    packed = pack(Digits(size=16), tmp_path_factory.mktemp("data"))
+    return ImageSet.whole(packed.train, packed.train_labels, packed.signal)
+
+
+def test_a_parameter_that_nothing_uses_stays_as_it_is(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(FTSAMClassifier, digits)
+    module.network.unused = torch.nn.Parameter(torch.ones(3))
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert module.network.unused.tolist() == [1, 1, 1]
+
+
+def test_statistics_follow_the_first_pass_of_each_step_alone(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(FTSAMClassifier, digits)
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    steps = len(data.training) // data.batch_size
+    seen = module.network.features.norm1.num_batches_tracked - learned()["features.norm1.num_batches_tracked"]
+    assert seen == steps
+
+
+def test_adversarial_pruning_changes_masks_alone_and_says_how_far_it_went(
+    digits: ImageSet, tmp_path: Path
+) -> None:
+    module, data, _ = build(ANPClassifier, digits)
+    module.hparams["max_drop"] = 1.0
+    before = states(module)
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    after = states(module)
+    assert all(torch.equal(after[name], before[name]) for name in before if "channel_mask" not in name)
+    assert all(((value >= 0) & (value <= 1)).all() for value in module.values)
+    assert any((value < 1).any() for value in module.values)
+    assert module.findings == {"threshold": 0.95}
+
+
+def test_the_teacher_is_the_tuned_network_and_the_suspect_is_taught(digits: ImageSet, tmp_path: Path) -> None:
+    tuned, data, callbacks = build(FinePrunedClassifier, digits)
+    tuned.rate_scale = lambda done: 1.0  # type: ignore[method-assign]
+    fit(tuned, data, callbacks, tmp_path, epochs=1, stop=1)
+    module, data, callbacks = build(NADClassifier, digits)
+    module.rate_scale = lambda done: 1.0  # type: ignore[method-assign]
+    teachers = []
+    module.teardown = lambda stage: teachers.append(module.teacher)  # type: ignore[method-assign]
+    fit(module, data, callbacks, tmp_path, epochs=2, stop=2)
+    (teacher,) = teachers
+    assert all(torch.equal(value, states(tuned)[name]) for name, value in teacher.state_dict().items())
+    assert not torch.equal(module.network.head.weight, teacher.head.weight)
+
+
+def test_the_teachers_epochs_and_the_students_each_begin_at_the_peak() -> None:
+    module = NADClassifier(network(), [], SHAPE, teacher_epochs=4, **TRAINING)
+    module.trainer = Trainer(max_epochs=8, logger=False, accelerator="cpu", enable_checkpointing=False)
+    rates = [module.rate_scale((epoch + part) / 8) for epoch in range(8) for part in (0.0, 0.9)]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1] * 2)
+
+
+def test_a_teacher_that_leaves_no_epoch_to_distill_in_is_refused(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, callbacks = build(NADClassifier, digits)
+    with pytest.raises(ValueError, match=r"teacher_epochs=1 leave none of max_epochs=1 .*tuning\.max_epochs"):
+        fit(module, data, callbacks, tmp_path, epochs=1, stop=1)
+
+
+@pytest.mark.parametrize("start", ["redraw", "random", "keep"])
+def test_the_head_moves_on_the_sphere_of_its_old_weights(
+    start: str, digits: ImageSet, tmp_path: Path
+) -> None:
+    module, data, _ = build(HeadShiftClassifier, digits)
+    module.hparams["start"] = start
+    old = module.network.head.weight.detach().clone()
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert torch.equal(module.original, old)
+    assert module.network.head.weight.norm().item() == pytest.approx(old.norm().item(), rel=1e-5)
+    assert not torch.allclose(module.network.head.weight, old)
+
+
+@pytest.mark.parametrize("kind", [IBAUClassifier, SAUClassifier])
+def test_statistics_stay_where_the_network_is_evaluated(
+    kind: type[Classifier], digits: ImageSet, tmp_path: Path
+) -> None:
+    module, data, _ = build(kind, digits)
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    for name, value in module.network.named_buffers():
+        assert torch.equal(value, learned().get(name, torch.ones_like(value)))
+
+
+def test_a_bilevel_search_sees_all_classes_of_a_sorted_data_set(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(IBAUClassifier, digits)
+    data.training = data.training.subset(data.training.labels.argsort())
+    _, in_order = next(data.training.batches(64))
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert len(in_order.unique()) < 5
+    assert len(module._first[1].unique()) > 8
+
+
+def test_noise_on_weights_takes_any_seed(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(ANPClassifier, digits)
+    module.hparams["seed"] = 2**32 - 1
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert module.findings
+
+
+@pytest.mark.parametrize("kind", [UnlearnedClassifier, HeadShiftClassifier, SAUClassifier])
+def test_labels_are_not_said_to_be_smoothed_where_they_are_not(kind: type[PrunedClassifier]) -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing=0\.1 has no place in the loss of this tuner"):
+        kind(network(), [LAYER], SHAPE, label_smoothing=0.1)
+
+
+BAD = [
+    (FTSAMClassifier, {"gradient_clip": 0}, r"gradient_clip=0 must be above 0, or null for none"),
+    (FTSAMClassifier, {"radius": 0}, r"radius=0 must be above 0\. Change defense\.tuning\.radius"),
+    (ANPClassifier, {"alpha": 2}, r"alpha=2 is outside \[0, 1\]\. Change defense\.tuning\.alpha"),
+    (ANPClassifier, {"noise": 0}, r"noise=0 must be above 0"),
+    (IBAUClassifier, {"perturbed": -1}, r"perturbed=-1 is outside \[0, 1\]"),
+    (IBAUClassifier, {"fixed_point_steps": 0}, r"fixed_point_steps=0 is below 1\. Set defense\.tuning"),
+    (NADClassifier, {"betas": []}, r"betas=\[\] are no factors of 0 or more"),
+    (
+        NADClassifier,
+        {"smallest_map": 17},
+        r"No layer of this network has feature maps of smallest_map=17 places",
+    ),
+    (NADClassifier, {"decay_epochs": 0}, r"decay_epochs=0 is below 1"),
+    (
+        HeadShiftClassifier,
+        {"start": "zero"},
+        r"start='zero' is unknown\. Set defense\.tuning\.start to redraw",
+    ),
+    (HeadShiftClassifier, {"ceiling": -1}, r"ceiling=-1 is below 0"),
+    (SAUClassifier, {"steps": 0}, r"steps=0 is below 1"),
+    (SAUClassifier, {"radius": -0.1}, r"radius=-0\.1 must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "sentence"), BAD)
+def test_a_value_out_of_range_is_refused(
+    kind: type[PrunedClassifier], options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kind(network(), [], SHAPE, **options, **TRAINING)
