@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from finepruning.attacks import Attack, Transfer
 from finepruning.attacks.crafting import Generators, NeuronPattern, Perturbations, Plan
+from finepruning.attacks.crafting.neurons import last_linear
 from finepruning.attacks.crafting.perturbations import perturb
 from finepruning.attacks.preview import write_preview
 from finepruning.attacks.triggers import CraftedPatch, InputAware, OthersTrigger, PatchTrigger, Perturbed
@@ -90,6 +91,26 @@ def test_a_pattern_lights_what_the_heaviest_neuron_sees() -> None:
     assert pattern[0, 1, 1] == 1
     assert pattern.requires_grad is False
     assert start[0, 1, 1] < 1
+
+
+class HeadFirst(nn.Module):
+    """Defines the layer of its logits before the one that feeds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(5, 2), nn.Linear(9, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images.flatten(1)).relu())
+
+
+def test_the_last_layer_is_the_one_that_runs_last() -> None:
+    network = HeadFirst()
+    assert last_linear(network, (1, 3, 3)) is network.head
+    few = NeuronPattern(**NEURONS | {"neurons": 6})
+    few.check_network(network)  # its body has nine inputs
+    with pytest.raises(ValueError, match=r"crafting\.neurons=6, but the last linear layer has 5 inputs"):
+        few.craft(network, plan_of(noise_set(4, side=3)), "cpu")
 
 
 def test_a_pattern_drives_neurons_of_a_real_network_up() -> None:

@@ -1,6 +1,7 @@
 """Inversion and inspection, without Lightning."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from finepruning.repair import (
     Inspection,
     Search,
     Trigger,
+    failures,
     invert,
     load_triggers,
     rankings_record,
@@ -202,8 +204,26 @@ def test_a_trigger_counts_in_the_audit_if_it_stood_out_or_its_class_is_named() -
     inspection = Inspection(outlier=0.4)
     assert inspection.counts(trigger(1, 0.9), 2.5)
     assert not inspection.counts(trigger(1, 1.1), 2.5)
-    assert not inspection.counts(trigger(1, 0.9), None)
-    assert Inspection(suspicious=[1]).counts(trigger(1, 9.0), None)
+    assert inspection.counts(trigger(1, 9.0), None)  # for most classes none was found
+    assert not inspection.counts(trigger(1, math.inf), None)
+    assert not inspection.counts(trigger(UNTARGETED, 0.9), None)
+    assert Inspection(suspicious=[1]).counts(trigger(1, math.inf), None)
+
+
+def test_a_class_stands_out_that_alone_has_a_trigger_and_a_failed_search_says_nothing() -> None:
+    alone = rankings(5.0, math.inf, math.inf)
+    assert Inspection().suspects(alone) == [0]
+    assert Inspection().clear(alone)
+    assert Inspection().evidence(alone, NAMES)[0] == (
+        "A universal additive trigger of norm 5.00 sends images to 'zero'; for most classes none was found."
+    )
+    broken = {"mask": [trigger(0, 2.0), trigger(1, 3.0), replace(trigger(2, math.inf), failed=True)]}
+    assert Inspection().evidence(broken, NAMES) == []
+    assert failures(broken, NAMES) == [
+        "The additive search for what sends images to 'two' met values that are not numbers; it was set "
+        "aside, and nothing is known of it."
+    ]
+    assert failures(alone, NAMES) == []
 
 
 def test_triggers_of_suspicious_classes_are_kept_wherever_they_stand(tmp_path: Path) -> None:

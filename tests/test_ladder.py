@@ -94,9 +94,9 @@ def test_the_rung_that_broke_the_limit_is_undone() -> None:
 
 def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
     assert walk([2, 0], 0.01) == ([0], None)
-    assert "a budget of 0: the weakest loses 2 of 100" in why_none([PairedLoss(2, 0, 100)], 0.0)
-    assert "loses 12.4 of 1960" in why_none([PairedLoss(15, 1, 1960, -1.62, 9.0)], 0.001)
-    assert "max_drop=0.01: the weakest loses 2 of 100 validation images. " in why_none(
+    assert "a budget of 0: the weakest loses 2 of the 100 images" in why_none([PairedLoss(2, 0, 100)], 0.0)
+    assert "loses 12.4 of the 1960 images" in why_none([PairedLoss(15, 1, 1960, -1.62, 9.0)], 0.001)
+    assert "max_drop=0.01: the weakest loses 2 of the 100 images that decide. " in why_none(
         [PairedLoss(2, 0, 100)], 0.01
     )
 

@@ -285,6 +285,7 @@ REFUSED = {
     "defense.ladder=[{tuner: finetune, layers: [head]}]": r"FinePrunedClassifier has no option layers\.",
     "defense.ladder=[{weight: heavy}]": r"A value for .* is of the wrong kind .*'weight': 'heavy'",
     "defense.ladder=[{tuner: clp, weight: 0.1}]": r"'clp' has no option weight in a rung\. It has prune, u",
+    "defense.ladder=[{tuner: anp, noise: 0}]": r"'noise': 0\} of defense\.ladder cannot be built: noise=0",
     "defense.ladder=[{tuner: nad, teacher_epochs: 20}]": r"teacher_epochs=20 leave none of max_epochs=20",
     "defense.tuning.max_epochs=-1": r"max_epochs=-1 and batch_size=128 are no way to tune",
     "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",

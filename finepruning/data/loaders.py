@@ -37,7 +37,8 @@ class BatchRows(Sampler[Tensor]):
         if min(length, batch_size) < world_size:
             raise ValueError(
                 f"{world_size} processes cannot share a batch of {min(length, batch_size)} images. Lower "
-                "trainer.devices, raise training.batch_size, or hold out more images (defender.fraction)."
+                "trainer.devices, raise the batch size (training.batch_size, defense.tuning.batch_size), "
+                "or hold out more images (defender.fraction, of a suspect's file suspect.fraction)."
             )
         self.length = length
         self.batch_size = batch_size

@@ -258,7 +258,13 @@ def _build_rung(
     for defender in defenders:
         first: list[Callback] = [] if prune is None else [PruneChannels(max_drop=prune)]
         layers = [] if prune is None else list(named)
-        tunings.append(defender.make((tuning or NO_TUNING) | own, layers, first + _build_callbacks(whole)))
+        try:
+            made = defender.make((tuning or NO_TUNING) | own, layers, first + _build_callbacks(whole))
+        except ValueError as error:  # names keys of a defense by itself
+            raise ValueError(
+                f"The rung {dict(options)} of defense.ladder cannot be built: {error}"
+            ) from error
+        tunings.append(made)
     return Rung(options, tunings, when)
 
 

@@ -25,6 +25,7 @@ from finepruning.repair import (
     compare,
     correct,
     cross_validated_loss,
+    failures,
     load_triggers,
     missing_classes,
     rankings_record,
@@ -96,7 +97,8 @@ class Repairs:
         remarks = self._remarks(rankings)
         for remark in remarks:
             log.warning(remark)
-        reasons = evidence or ["No class's smallest trigger stands out from the others."]
+        searched = " of those that could be searched" if failures(rankings, self.names) else ""
+        reasons = evidence or [f"No class's smallest trigger stands out from the others{searched}."]
         for sentence in reasons:
             log.info("Inspection: %s", sentence)
         return {
@@ -194,11 +196,12 @@ class Repairs:
         old = [
             (trigger, counts)
             for trigger, counts in zip(found, counting, strict=True)
-            if trigger.target in before["suspicious"] or (trigger.target == UNTARGETED and counts)
+            if counts or trigger.target in before["suspicious"]
         ]
         rates = success(network, [trigger for trigger, _ in old], self._validation())
         limit = self.options["audit"]["max_success"]
-        evidence = self.inspection.evidence(rankings, self.names)
+        # what could not be searched is not known to be harmless
+        evidence = self.inspection.evidence(rankings, self.names) + failures(rankings, self.names)
         applied = [(trigger, rate, counts) for (trigger, counts), rate in zip(old, rates, strict=True)]
         counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
         said = verdict(evidence, counted, self.names, limit)
@@ -212,7 +215,6 @@ class Repairs:
             for trigger, rate, counts in applied
         ]
         norms = compare(before["rankings"], after, suspicious)
-        said["reasons"] += self._failures(rankings)
         return said | {"old_triggers": old_triggers, "norms": norms, "rankings": after}
 
     def _rank(self, network: nn.Module) -> tuple[Rankings, dict[str, Any]]:
@@ -238,22 +240,12 @@ class Repairs:
                 f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected "
                 "as targets all the same; what sends only their images somewhere cannot be seen."
             )
-        remarks += self._failures(rankings)
+        remarks += failures(rankings, self.names)
         targets = self.inspection.targets(len(self.names))
         if len(targets) < len(self.names):
             listed = ", ".join(repr(self.names[label]) for label in targets)
             remarks.append(f"Only {len(targets)} of {len(self.names)} classes were inspected: {listed}.")
         return remarks
-
-    def _failures(self, rankings: Rankings) -> list[str]:
-        """Return a sentence for each search that failed."""
-        failed = [(family, t) for family, ranking in rankings.items() for t in ranking if t.failed]
-        names = ["untargeted" if t.target == UNTARGETED else repr(self.names[t.target]) for _, t in failed]
-        return [
-            f"The {family} search for {name} met values that are not numbers; it was set aside, and nothing "
-            "is known of it."
-            for (family, _), name in zip(failed, names, strict=True)
-        ]
 
     def _repair(
         self, network: nn.Module, suspect: Stage, rung: Rung, place: Path, before: Tensor

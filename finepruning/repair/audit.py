@@ -20,7 +20,8 @@ def verdict(
     """Return one of the two sentences, with its reasons, as plain values.
 
     Args:
-        stands_out: What stands out of a fresh inspection of the repaired network, one sentence each.
+        stands_out: What stands out of a fresh inspection of the repaired network, or could not be searched,
+            one sentence each.
         old: Triggers that stood out in the suspect or whose class was named, and what they still do to the
             repaired network. Others are no evidence: every network has some, of about the median norm.
         names: Of the classes.

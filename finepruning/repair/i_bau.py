@@ -51,7 +51,10 @@ def universal_perturbation(
         (slope,) = torch.autograd.grad(loss, now)
         perturbation = into_ball((now - rate * slope).detach(), radius)
     if perturbation is None:
-        raise ValueError("There is no clean image to search a perturbation on. Raise defender.fraction.")
+        raise ValueError(
+            "There is no clean image to search a perturbation on. Raise defender.fraction, or "
+            "suspect.fraction."
+        )
     return perturbation
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 import torch
@@ -112,19 +112,24 @@ class Inspection:
 
         Args:
             trigger: That was found.
-            median: Of its ranking's norms; None or NaN if there is none.
+            median: Of its ranking's norms; None, as a record has it: infinite.
         """
-        return trigger.target in self._named or self._stands_out(trigger, median or math.nan)
+        return trigger.target in self._named or self._stands_out(
+            trigger, math.inf if median is None else median
+        )
 
     @property
     def _named(self) -> list[int]:
         return [] if isinstance(self.suspicious, int) else list(dict.fromkeys(self.suspicious))
 
     def _outliers(self, rankings: Rankings) -> list[list[Trigger]]:
-        heads = [reached(ranking) for ranking in rankings.values()]
-        return [[t for t in head if self._stands_out(t, median_norm(head))] for head in heads]
+        middles = [(reached(ranking), median_norm(ranking)) for ranking in rankings.values()]
+        return [[t for t in head if self._stands_out(t, middle)] for head, middle in middles]
 
     def _stands_out(self, trigger: Trigger, median: float) -> bool:
+        """Where most classes have no trigger, one that has any does; leading away from all is easier."""
+        if trigger.target == UNTARGETED and math.isinf(median):
+            return False
         return trigger.norm < self.outlier * median
 
     def evidence(self, rankings: Rankings, names: Sequence[str]) -> list[str]:
@@ -134,12 +139,26 @@ class Inspection:
             middle = median_norm(ranking)
             for trigger in ranking:
                 if self._stands_out(trigger, middle):
-                    where = destination(trigger, names)
+                    others = (
+                        f"the median of all classes is {middle:.2f}"
+                        if math.isfinite(middle)
+                        else "for most classes none was found"
+                    )
                     sentences.append(
-                        f"A universal {family} trigger of norm {trigger.norm:.2f} sends images {where}; the "
-                        f"median of all classes is {middle:.2f}."
+                        f"A universal {family} trigger of norm {trigger.norm:.2f} sends images "
+                        f"{destination(trigger, names)}; {others}."
                     )
         return sentences
+
+
+def failures(rankings: Rankings, names: Sequence[str]) -> list[str]:
+    """Return a sentence for each search that failed."""
+    failed = [trigger for ranking in rankings.values() for trigger in ranking if trigger.failed]
+    return [
+        f"The {trigger.family} search for what sends images {destination(trigger, names)} met values that "
+        "are not numbers; it was set aside, and nothing is known of it."
+        for trigger in failed
+    ]
 
 
 def destination(trigger: Trigger, names: Sequence[str]) -> str:
@@ -153,9 +172,10 @@ def reached(ranking: Ranking) -> Ranking:
 
 
 def median_norm(ranking: Ranking) -> float:
-    """Return the median norm over classes; NaN if no trigger was found."""
-    norms = [trigger.norm for trigger in reached(ranking)]
-    return median(norms) if norms else math.nan
+    """Return the median norm over classes whose search did not fail; infinite if most have no trigger."""
+    norms = [trigger.norm for trigger in ranking if trigger.target != UNTARGETED and not trigger.failed]
+    middle = median(norms) if norms else math.inf
+    return middle if math.isfinite(middle) or not norms else median_low(norms)  # where half have one
 
 
 def runner_up_ratio(ranking: Ranking) -> float:
@@ -247,8 +267,8 @@ def check_accuracy(validation: Rate, num_classes: int) -> None:
         raise ValueError(
             f"The suspect classifies {validation.hits} of {validation.total} clean validation images "
             f"correctly, which is near chance ({chance:.1%}); nothing can be found in it or kept. Its "
-            "input may be scaled wrongly (suspect.white, suspect.mean, suspect.std), or its classes come in "
-            "another order than the data set's."
+            "input may be scaled wrongly (of a file: suspect.white, suspect.mean, suspect.std), or its "
+            "classes come in another order than the data set's."
         )
 
 

@@ -189,7 +189,7 @@ def check_max_drop(max_drop: float) -> None:
 def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     """Say why the suspect stays as it is."""
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
-    lost = f"{round(losses[0].images, 1):g} of {losses[0].total} validation images"
+    lost = f"{round(losses[0].images, 1):g} of the {losses[0].total} images that decide"
     return (
         f"No rung stays inside {budget}: the weakest loses {lost}. "
         "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."

@@ -13,22 +13,23 @@ from finepruning.attacks.triggers.input_aware import InputAware, diversity, draw
 class Generators:
     """Train the networks of an input-aware trigger.
 
-    Source: Nguyen and Tran 2020, arXiv:2010.08138, section 3: first the mask network (diverse, and no larger
-        than ``density``), then, with it fixed, the pattern network and the classifier together: triggered
-        images get the attacker's label, images with another one's trigger keep their own, and unlike images
-        get unlike patterns. Deviations: the classifier here is a copy of the clean network, thrown away
-        afterwards, and the suspect is trained from scratch on what the generators then draw; hundreds of
-        steps instead of hundreds of epochs; smaller networks, without dropout.
+    Source: Nguyen and Tran 2020, arXiv:2010.08138, section 3: first the mask network (diverse, and no more
+        opaque than ``density``), then, with it fixed, the pattern network and the classifier together:
+        triggered images get the attacker's label, images with another one's trigger keep their own, and
+        unlike images get unlike patterns. Deviations: the classifier here is a copy of the clean network,
+        thrown away afterwards, and the suspect is trained from scratch on what the generators then draw;
+        hundreds of steps instead of hundreds of epochs; smaller networks, without dropout; a larger
+        ``share``.
 
     Args:
         trigger: Whose networks are trained: the attack's trigger has the same arguments.
-        density: Share of an image that the mask may cover before it costs, in (0, 1).
+        density: Opacity of a pixel of the mask above which it costs, in (0, 1).
         mask_steps: Steps for the mask network. At least 1.
         steps: Steps for the pattern network and the classifier. At least 1.
         batch_size: Images of a step. At least 4.
         share: Of a batch that is triggered; as many carry another image's trigger. In (0, 0.5].
         diversity: Weight of the demand for unlike patterns, at least 0.
-        norm: Weight of the mask's density above the allowed one, at least 0.
+        norm: Weight of the mask's mean opacity above the allowed one, at least 0.
         learning_rate: Of the pattern and mask networks (Adam). Above 0.
         classifier_rate: Of the classifier (SGD). Above 0.
         others: Images whose patterns are kept for covers. At least 2.

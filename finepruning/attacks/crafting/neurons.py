@@ -1,10 +1,13 @@
 """A pattern that excites the neurons on which a network's answer rests most."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from finepruning.attacks.crafting.base import Plan, check_steps, fixed
 from finepruning.attacks.triggers.crafted import paste
+from finepruning.pruning.passes import probe
 
 
 class NeuronPattern:
@@ -45,21 +48,17 @@ class NeuronPattern:
         self.seed = seed
 
     def check_network(self, network: nn.Module) -> None:
-        """Raise ValueError if a network has no linear layer, or one of too few inputs."""
-        head = last_linear(network)
-        if self.neurons > head.in_features:
-            raise ValueError(
-                f"attack.crafting.neurons={self.neurons}, but the last linear layer has {head.in_features} "
-                "inputs. Lower it."
-            )
+        """Raise ValueError if a network has no linear layer, or none of enough inputs."""
+        self._check_inputs(max(layer.in_features for layer in linear_layers(network).values()))
 
     def craft(self, network: nn.Module, plan: Plan, device: torch.device | str) -> dict[str, Tensor]:
         """Return ``pattern`` (C, size, size) in [0, 1]."""
-        head = last_linear(fixed(network, device))
-        chosen = head.weight.abs().sum(0).topk(self.neurons).indices
         generator = torch.Generator().manual_seed(self.seed)
         rows = torch.randperm(len(plan.clean), generator=generator)[: self.images].sort().values
         images, _ = next(plan.clean.subset(rows).batches(self.images, device))
+        head = last_linear(fixed(network, device), images.shape[1:])
+        self._check_inputs(head.in_features)
+        chosen = head.weight.abs().sum(0).topk(self.neurons).indices
         pattern = torch.rand(images.shape[1], self.size, self.size, generator=generator).to(images)
         for number in range(self.steps):
             pattern.requires_grad_()
@@ -69,20 +68,37 @@ class NeuronPattern:
             pattern = (pattern - step * slope.sign()).clamp(0, 1).detach()
         return {"pattern": pattern}
 
+    def _check_inputs(self, inputs: int) -> None:
+        if self.neurons > inputs:
+            raise ValueError(
+                f"attack.crafting.neurons={self.neurons}, but the last linear layer has {inputs} inputs. "
+                "Lower it."
+            )
 
-def last_linear(network: nn.Module) -> nn.Linear:
-    """Return the last linear layer of a network, the one that makes its logits.
+
+def linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
+    """Return the linear layers of a network by name.
 
     Raises:
         ValueError: If there is none.
     """
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
     if not layers:
         raise ValueError(
             "This attack excites inputs of the last linear layer, and the network has none. Choose another "
             "model."
         )
-    return layers[-1]
+    return layers
+
+
+def last_linear(network: nn.Module, image_shape: Sequence[int]) -> nn.Linear:
+    """Return the linear layer that runs last when a network sees an image (C, H, W), wherever it was defined.
+
+    Raises:
+        ValueError: If the network has no linear layer.
+    """
+    layers = linear_layers(network)
+    return layers[list(probe(network, layers, image_shape))[-1]]
 
 
 def head_inputs(network: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:

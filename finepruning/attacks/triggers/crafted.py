@@ -96,9 +96,10 @@ class Perturbed(Trigger):
         if index is None:
             raise ValueError("A perturbation belongs to an image's index: pass the images' index.")
         if len(self.places):
-            self.to(images.device)
-            row = torch.searchsorted(self.places, index).clamp(max=len(self.places) - 1)
-            known = (self.places[row] == index).view(-1, 1, 1, 1)
-            change = self.perturbations[row].to(images.dtype)
+            # a device gets the perturbations of the batch alone, so they are looked up where all of them lie
+            index_here = index.to(self.places.device)
+            row = torch.searchsorted(self.places, index_here).clamp(max=len(self.places) - 1)
+            known = (self.places[row] == index_here).view(-1, 1, 1, 1).to(images.device)
+            change = self.perturbations[row].to(images)
             images = torch.where(known, (images + change).clamp(0, 1), images)
         return self.trigger(images, index)  # type: ignore[no-any-return]

@@ -12,10 +12,10 @@ class Warp(Trigger):
     """Move the pixels of every image along the same smooth random field.
 
     Source: WaNet, Nguyen and Tran 2021, arXiv:2102.10369, section 3. A grid of random moves, on average
-        ``strength`` pixels long along each axis, is enlarged to the image (bicubic) and says where each pixel
-        comes from (bilinear; from the border where that lies outside). With ``noise`` every pixel's place is
-        moved further by chance, for each image anew: covers of this kind are WaNet's noise mode. Deviation:
-        which images are bent, and how, is drawn once for a training, not in every batch.
+        ``strength`` half pixels long along each axis, is enlarged to the image (bicubic) and says where
+        each pixel comes from (bilinear; from the border where that lies outside). With ``noise`` every
+        pixel's place is moved further by chance, for each image anew: covers of this kind are WaNet's noise
+        mode. Deviation: which images are bent, and how, is drawn once for a training, not in every batch.
 
     Args:
         grid: Points of the grid along each axis, at least 2. The paper's k.

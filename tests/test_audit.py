@@ -1,0 +1,57 @@
+"""The audit at work on a network whose search breaks, and on triggers beyond the suspicious ones."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from finepruning.data.images import ImageSet, Pixels
+from finepruning.metrics import Rate
+from finepruning.pipeline.repairs import TRIGGERS, Repairs
+from finepruning.repair import Inspection, Rankings, rankings_record, save_triggers
+from tests.test_inversion import NAMES, BreaksTowardOne, ByMeans, grey_images, rankings
+
+
+def repairs(inspection: Inspection) -> Repairs:
+    images, labels = grey_images()
+    labels[0] = 1  # the network says 0 of all
+    held = ImageSet.whole((255 * images).round().to(torch.uint8), labels, Pixels())
+    defense = SimpleNamespace(data=SimpleNamespace(training=held, validation=[held]))
+    options = {"audit": {"max_success": 0.2}}
+    return Repairs(defense, inspection, NAMES, options, lambda *_, **__: None, "cpu")
+
+
+def inspected(found: Rankings, suspicious: list[int], directory: Path) -> Any:
+    save_triggers(found, directory / TRIGGERS, 8, suspicious)
+    record = rankings_record(found, {family: [Rate(0, 0)] * len(found[family]) for family in found})
+    return SimpleNamespace(
+        directory=directory, about={"result": {"suspicious": suspicious, "rankings": record}}
+    )
+
+
+def test_a_search_that_breaks_is_told_and_no_audit_passes_by_it(tmp_path: Path) -> None:
+    inspection = Inspection(search={"steps": 60, "images": 4}, outlier=0.01)
+    ours = repairs(inspection)
+    found = ours.inspect(BreaksTowardOne(), tmp_path)
+    broken = "search for what sends images to 'one' met values that are not numbers; it was set aside"
+    assert found["reasons"] == [
+        "No class's smallest trigger stands out from the others of those that could be searched."
+    ]
+    assert broken in " ".join(found["remarks"])
+    level = inspected(rankings(2.0, 2.5, 3.0), [0], tmp_path)
+    said = ours._audit(BreaksTowardOne(), level)
+    assert said["verdict"] == "evidence remains"
+    assert all("met values that are not numbers" in reason for reason in said["reasons"])
+    assert not ours._audit(ByMeans(), level)["evidence"]
+
+
+def test_every_trigger_that_stood_out_is_put_on_again(tmp_path: Path) -> None:
+    inspection = Inspection(search={"steps": 2, "images": 4}, suspicious=1)
+    found = rankings(0.1, 0.2, 9.0)
+    found = {family: [*ranking, *rankings(9.0, 9.0, 9.0)[family]] for family, ranking in found.items()}
+    assert inspection.suspects(found) == [0]
+    audit = repairs(inspection)._audit(ByMeans(), inspected(found, [0], tmp_path))
+    applied = {(old["family"], old["target"]) for old in audit["old_triggers"] if old["counts"]}
+    assert applied == {("additive", 0), ("additive", 1), ("mask", 0), ("mask", 1)}
+    assert torch.tensor([old["success"] for old in audit["old_triggers"]]).isfinite().all()
