@@ -122,7 +122,8 @@ def _audit(audit: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         "## Before and after",
         "",
         "Norm of the smallest trigger in the suspect and in the repaired network, and how many validation "
-        "images the suspect's one still sends to its class: evidence if it stood out or its class was named.",
+        "images the suspect's one still sends to its class: evidence if it stood out or its class was named. "
+        "With more than one fold the repair was tuned on these images, too.",
         "",
         "| family | class | suspect | repaired | old trigger, % | |",
         "|---|---|---|---|---|---|",
