@@ -41,10 +41,13 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 
 def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the records of runs' folders, or of folders of such; and a sentence for each that is damaged."""
+    """Return the records of runs' folders, or of folders of such; and a sentence for each that is damaged.
+
+    In each folder the oldest comes first.
+    """
     found, problems = [], []
     for folder in folders:
-        for path in sorted(folder.rglob(FILE)):
+        for path in sorted(folder.rglob(FILE), key=lambda path: (path.stat().st_mtime, path)):
             try:
                 record = read(path.parent)
                 if record is not None:

@@ -1,12 +1,15 @@
 """The tables of the pages are those of the runs."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finepruning.dashboard.evidence import filled, matrix, merged, pages, read, rows_of, table, write
+from finepruning.record import read_all
+from tests import dashboard_runs
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "experiments" / "results"
@@ -53,6 +56,18 @@ def test_a_failed_run_is_no_row_and_a_dead_attack_is_told_and_not_averaged() -> 
     assert "| 1 (1 dead) | 3.0 [1.0, 8.5] |" in table(rows, ["seeds", "success"])
     rows = rows_of([dead, record(2, "none", 198, 90)])
     assert "| 1, 2 (1 dead) | 90.0 |" in table(rows, ["seeds", "success"])
+
+
+def test_of_two_runs_of_a_setting_and_seed_the_later_counts(tmp_path: Path) -> None:
+    for name, success, when in (("a", 40, 200), ("b", 60, 100)):
+        path = (
+            dashboard_runs.write(tmp_path, record(1, "finetune", 190, success, name=name, schema=1))
+            / "record.json"
+        )
+        os.utime(path, (when, when))
+    found, _ = read_all([tmp_path])
+    (row,) = rows_of(found)
+    assert row["defended_attack_success_rate_counts"] == "40/100"
 
 
 def test_a_gain_too_small_to_show_has_no_sign() -> None:

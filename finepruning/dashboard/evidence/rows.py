@@ -48,7 +48,7 @@ Row = Mapping[str, Any]
 
 
 def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row for each finished record, by dataset, attack, defense, setting and seed.
+    """Return one row for each finished record, by dataset, attack, defense, setting, seed; the last counts.
 
     A record whose rungs were all scored (``stress=rungs``) has a row for each, with the rung's options in its
     setting; a rung that is in two ladders is one row, that of the last.
