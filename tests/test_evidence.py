@@ -70,6 +70,20 @@ def test_of_two_runs_of_a_setting_and_seed_the_later_counts(tmp_path: Path) -> N
     assert row["defended_attack_success_rate_counts"] == "40/100"
 
 
+def test_a_table_of_stress_holds_the_runs_that_were_under_it_alone() -> None:
+    def back(success: int) -> dict[str, Any]:
+        counts = {"attack_success_rate": {"hits": success, "total": 100}}
+        return {"retuned": {"attack_success_rate": success / 100, "clean_accuracy": 0.9, "counts": counts}}
+
+    networks = {"suspect": back(95), "defended": back(30), "clean": back(2)}
+    stressed = record(1, "finetune", 190, 20, stress={"networks": networks})
+    rows = rows_of([stressed, record(2, "finetune", 190, 80), record(1, "prune", 190, 80)])
+    columns = ["defense", "seeds", "success", "retuned", "suspect_retuned", "control_retuned"]
+    lines = table(rows, columns).splitlines()
+    assert lines[2:] == ["| `finetune` | 1 | 20.0 [13.3, 28.9] | 30.0 | 95.0 | 2.0 |"]
+    assert len(table(rows, columns[:3]).splitlines()) == 4
+
+
 def test_a_gain_too_small_to_show_has_no_sign() -> None:
     run = record(1, "finetune", 198, 40)
     run["scores"]["defended"]["clean_accuracy"] += 1e-5

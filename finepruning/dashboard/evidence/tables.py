@@ -27,10 +27,10 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
             the defense took), ``price`` (points that the attack took, against ``attack=none`` on the same
             data set), ``clean``, ``success`` (of the defended network), ``suspect_clean`` and
             ``suspect_success``; under stress ``retuned`` and ``reactivated`` (attack success of the defended
-            network), the same with ``suspect_`` and ``control_`` (a clean network) before it; of a repair
-            ``place`` (the true target's, of each seed), ``alarms`` (inspections in which something stands
-            out), ``evidence`` (audits that find some), ``rungs`` (that stay, 0 for none) and ``judged`` (what
-            they cost as the ladder counted it, on the defender's images).
+            network), the same with ``suspect_`` and ``control_`` (a clean network) before it, of runs under
+            stress alone; of a repair ``place`` (the true target's, of each seed), ``alarms`` (inspections in
+            which something stands out), ``evidence`` (audits that find some), ``rungs`` (that stay, 0 for
+            none) and ``judged`` (what they cost as the ladder counted it, on the defender's images).
 
     Raises:
         ValueError: If a column is unknown.
@@ -42,8 +42,9 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     titles |= {"judged": "cost as the ladder counted it, points"}
     titles |= {"cost": "cost, points", "price": "clean accuracy lost to the attack, points"}
     head = [titles.get(column, column) for column in columns]
+    stresses = [f"{STRESS_COLUMNS[column]}_success" for column in columns if column in STRESS_COLUMNS]
     groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
+    for row in [row for row in rows if not stresses or any(_there([row], field) for field in stresses)]:
         groups.setdefault(tuple(row[name] for name in GROUPED_BY), []).append(row)
     baselines = {
         key[0]: _over_seeds(group, "suspect_clean_accuracy")
