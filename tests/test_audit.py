@@ -1,5 +1,6 @@
 """The audit at work on a network whose search breaks, and on triggers beyond the suspicious ones."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +23,13 @@ def repairs(inspection: Inspection) -> Repairs:
     return Repairs(defense, inspection, NAMES, options, lambda *_, **__: None, "cpu")
 
 
-def inspected(found: Rankings, suspicious: list[int], directory: Path) -> Any:
+def inspected(
+    found: Rankings, suspicious: list[int], directory: Path, said: str = "nothing stands out"
+) -> Any:
     save_triggers(found, directory / TRIGGERS, 8, suspicious)
     record = rankings_record(found, {family: [Rate(0, 0)] * len(found[family]) for family in found})
     return SimpleNamespace(
-        directory=directory, about={"result": {"suspicious": suspicious, "rankings": record}}
+        directory=directory, about={"result": {"suspicious": suspicious, "rankings": record, "verdict": said}}
     )
 
 
@@ -55,3 +58,20 @@ def test_every_trigger_that_stood_out_is_put_on_again(tmp_path: Path) -> None:
     applied = {(old["family"], old["target"]) for old in audit["old_triggers"] if old["counts"]}
     assert applied == {("additive", 0), ("additive", 1), ("mask", 0), ("mask", 1)}
     assert torch.tensor([old["success"] for old in audit["old_triggers"]]).isfinite().all()
+
+
+def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
+    ours = repairs(Inspection(search={"steps": 1, "images": 4}))
+    found = ours.inspect(ByMeans(), tmp_path)
+    assert found["verdict"] == "no trigger was found"
+    assert found["reasons"][0].startswith("No trigger to any class was found, so that this says nothing")
+    blind = inspected(rankings(math.inf, math.inf, math.inf), [], tmp_path, found["verdict"])
+    said = ours._audit(ByMeans(), blind)
+    assert said["verdict"] == "evidence remains"
+    assert "Raise defense.inspection.search.steps" in said["reasons"][0]
+
+
+def test_a_class_that_stands_out_is_told_though_another_is_named(tmp_path: Path) -> None:
+    ours = repairs(Inspection(suspicious=[2]))
+    remarks = " ".join(ours._remarks(rankings(0.1, 9.0, 9.0), [2]))
+    assert "'zero' stands out, too, and is not among the suspicious classes" in remarks

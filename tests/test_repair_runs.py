@@ -249,9 +249,14 @@ def test_a_walk_that_stops_early_audits_each_rung(quick_run: RunHere) -> None:
     assert [rung["audit"]["evidence"] for rung in walked[:-1]] == [True] * (len(walked) - 1)
 
 
-def test_with_a_budget_of_0_the_suspect_may_stay_and_the_record_says_why(quick_run: RunHere) -> None:
-    ruinous = "[{weight: 5.0, learning_rate: 2.0}]"
-    record = quick_run("defense=auto", *FAST, *UNLEARN, "defense.max_drop=0", f"defense.ladder={ruinous}")
+def test_with_a_budget_of_0_the_suspect_may_stay_and_the_record_says_why(
+    quick_run: RunHere, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = ("defense.ladder=[{weight: 5.0, learning_rate: 2.0}]", "defense.max_drop=0")
+    with caplog.at_level(logging.WARNING):
+        record = quick_run("defense=auto", *FAST, *UNLEARN, *options, "export.onnx=true")
+    assert "Nothing was repaired, so that there is no" in caplog.text
+    assert not list(tmp_path.rglob("network.safetensors"))
     assert record["ladder"]["kept"] is None
     assert "No rung stays inside a budget of 0" in record["ladder"]["reason"]
     assert record["scores"]["defended"] == record["scores"]["suspect"]
@@ -299,6 +304,16 @@ REFUSED = {
     "defense.tuning.perturbations=0": r"perturbations=0 is an empty pool",
     "defense.tuning.perturbations=5": r"5 perturbations cannot have 7 goals\. Raise defense\.tuning\.pert",
     "defense.inspection.search.steps=0": r"steps=0 leaves nothing to search with",
+    "defense.inspection.search.steps=abc": r"steps=abc leaves nothing to search with",
+    "defense.inspection.search.success=1": r"success=1 is outside \(0, 1\)",
+    "defense.inspection.search.rates.additive=inf": r"rates=.* must be above 0, and finite",
+    "+defense.inspection.search.rates.foo=1": r"rates=.* must name additive and mask",
+    "defense.inspection.outlier=x": r"outlier=x is outside \(0, 1\)",
+    "defense.inspection.suspicious=1.5": r"suspicious=1\.5 is no whole number",
+    "defense.max_drop=1%": r"max_drop=1% is outside \[0, 1\]",
+    "defense.folds=1.5": r"folds=1\.5 cannot be made of 136 images",
+    "defense.tuning.min_steps=-1": r"min_steps=-1 is no number of steps\. Set defense\.tuning\.min_steps",
+    "defense.tuning.learning_rate=-1": r"learning_rate=-1 must be above 0\. Change training\.lear",
 }
 
 

@@ -236,7 +236,7 @@ def lab_run(data_root: Path, tmp_path: Path) -> RunHere:
 
 
 def test_the_labs_network_is_pruned_scored_and_written(
-    lab_run: RunHere, data_root: Path, tmp_path: Path
+    lab_run: RunHere, data_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = lab_run("defense=prune", "defense.max_drop=0.1", "detector=disagreement", *LAB_TRIGGER)
     scores, found = record["scores"], record["repair"]
@@ -261,8 +261,11 @@ def test_the_labs_network_is_pruned_scored_and_written(
     path = directory / "network.safetensors"
     repaired = load_suspect(DeepID(FACE, PEOPLE, [0.5] * 3, [0.5] * 3), path, FACE, PEOPLE)
     assert agreement(by_hand, repaired, images) == (100, 100)
-    again = lab_run("defense=none", f"suspect.weights={directory / 'network.safetensors'}", *LAB_TRIGGER)
+    there = f"suspect.weights={directory / 'network.safetensors'}"
+    with caplog.at_level(logging.WARNING):
+        again = lab_run("defense=none", there, "suspect.white=255", *LAB_TRIGGER)
     assert again["scores"]["suspect"] == scores["defended"]
+    assert "brings its normalisation, so that suspect.white, suspect.mean" in caplog.text
 
 
 def test_without_a_trigger_all_else_is_said(lab_run: RunHere, tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         if learning_rate is not None and learning_rate <= 0:
-            raise ValueError(f"learning_rate={learning_rate} must be above 0.")
+            raise ValueError(
+                f"learning_rate={learning_rate} must be above 0. Change training.learning_rate, of a repair "
+                "defense.tuning.learning_rate."
+            )
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip={gradient_clip} must be above 0, or null for none.")
         if optimizer not in ("sgd", "adamw"):

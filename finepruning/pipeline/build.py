@@ -188,6 +188,11 @@ def _build_source(config: DictConfig, attack: Transfer, image_shape: tuple[int, 
     )
 
 
+def _normalisation(network: nn.Module) -> dict[str, Any]:
+    """Return what a network subtracts from images, and divides them by."""
+    return {name: value.tolist() for name, value in network.named_buffers() if "normalise." in name}
+
+
 def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
     """Build the parts of a run whose suspect comes in a file."""
     options: dict[str, Any] = OmegaConf.to_container(config.suspect, resolve=True)  # type: ignore[assignment]
@@ -209,6 +214,12 @@ def _build_suspect(config: DictConfig, packed: Packed) -> Parts:
     seed_everything(config.seed, verbose=False)
     network, tuned = _build_network(config, facts), _build_network(config, facts)
     load_suspect(network, weights, shape, len(packed.classes), options["layer_map"])
+    scaled = {key: options[key] for key in ("white", "mean", "std")}
+    if scaled != {"white": 1, "mean": 0, "std": 1} and _normalisation(network) != _normalisation(tuned):
+        log.warning(
+            "%s brings its normalisation, so that suspect.white, suspect.mean and suspect.std are not used.",
+            weights,
+        )
     attack: KnownAttack | None = build(config.get("attack"))
     if attack is not None:
         attack.check(test, packed.classes)

@@ -129,8 +129,15 @@ def enough_steps(images: int, batch_size: int, max_epochs: int, min_steps: int) 
         images: How many there are.
         batch_size: Wanted; at most a quarter of the images becomes of it.
         max_epochs: Wanted; more become of it until there are ``min_steps`` steps. 0 stays 0.
-        min_steps: Least number of steps in all.
+        min_steps: Least number of steps in all, at least 0.
+
+    Raises:
+        ValueError: If ``min_steps`` is below 0.
     """
+    if not (isinstance(min_steps, int) and min_steps >= 0):
+        raise ValueError(
+            f"min_steps={min_steps} is no number of steps. Set defense.tuning.min_steps to 0 or more."
+        )
     batch_size = max(1, min(batch_size, images // 4))
     steps = max(1, images // batch_size)
     return batch_size, max_epochs and max(max_epochs, -(-min_steps // steps))

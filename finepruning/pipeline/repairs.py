@@ -26,6 +26,7 @@ from finepruning.repair import (
     correct,
     cross_validated_loss,
     failures,
+    is_blind,
     load_triggers,
     missing_classes,
     rankings_record,
@@ -41,6 +42,12 @@ log = logging.getLogger(__name__)
 TRIGGERS = "triggers.safetensors"
 KEPT = 8  # triggers of each ranking that are kept as files
 BATCH_SIZE = 256
+FEW = 100  # images that decide, below which a single one is more than a point
+BLIND = "no trigger was found"
+NOT_FOUND = (
+    "No trigger to any class was found, so that this says nothing of the network. Raise "
+    "defense.inspection.search.steps."
+)
 
 
 class _Walk(NamedTuple):
@@ -94,18 +101,20 @@ class Repairs:
         suspicious = self.inspection.suspects(rankings)
         save_triggers(rankings, directory / TRIGGERS, KEPT, suspicious)
         evidence = self.inspection.evidence(rankings, self.names)
-        remarks = self._remarks(rankings)
+        remarks = self._remarks(rankings, suspicious)
         for remark in remarks:
             log.warning(remark)
+        blind = is_blind(rankings)
         searched = " of those that could be searched" if failures(rankings, self.names) else ""
-        reasons = evidence or [f"No class's smallest trigger stands out from the others{searched}."]
+        nothing = f"No class's smallest trigger stands out from the others{searched}."
+        reasons = evidence or [NOT_FOUND if blind else nothing]
         for sentence in reasons:
             log.info("Inspection: %s", sentence)
         return {
             "rankings": found,
             "suspicious": suspicious,
             "clear": self.inspection.clear(rankings),
-            "verdict": "something stands out" if evidence else "nothing stands out",
+            "verdict": "something stands out" if evidence else BLIND if blind else "nothing stands out",
             "reasons": reasons,
             "remarks": remarks,
         }
@@ -126,6 +135,8 @@ class Repairs:
         suspect.load_into(network)
         before = self._right(network)
         log.info("%s images decide, in %s folds.", len(before), len(self.defense.folds))
+        if len(before) < FEW:
+            log.warning("With so few images a single one is %.1f points of accuracy.", 100 / len(before))
         walk = self._walk(network, suspect, inspected, directory, before)
         kept, max_drop = walk.kept, self.options["max_drop"]
         if self.keep_rungs:
@@ -136,7 +147,7 @@ class Repairs:
         load_weights(network, weights)
         shutil.copy(weights, directory / WEIGHTS)
         audit = walk.audits.get(kept) or self._audit(network, inspected)
-        log.info("Audit: %s.", audit["verdict"])
+        log.info("Audit: %s. %s", audit["verdict"], " ".join(audit["reasons"]))
         if walk.reason:
             log.warning(walk.reason)
         for place in walk.places:
@@ -204,7 +215,7 @@ class Repairs:
         evidence = self.inspection.evidence(rankings, self.names) + failures(rankings, self.names)
         applied = [(trigger, rate, counts) for (trigger, counts), rate in zip(old, rates, strict=True)]
         counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
-        said = verdict(evidence, counted, self.names, limit)
+        said = verdict(evidence, counted, self.names, limit, blind=before["verdict"] == BLIND)
         old_triggers = [
             {
                 "family": trigger.family,
@@ -230,7 +241,7 @@ class Repairs:
         }
         return rankings, rankings_record(rankings, rates)
 
-    def _remarks(self, rankings: Rankings) -> list[str]:
+    def _remarks(self, rankings: Rankings, suspicious: Sequence[int]) -> list[str]:
         """Return what a reader must know about the limits of an inspection."""
         remarks = []
         empty = missing_classes(self.defense.data.training.labels, len(self.names))
@@ -241,6 +252,13 @@ class Repairs:
                 "as targets all the same; what sends only their images somewhere cannot be seen."
             )
         remarks += failures(rankings, self.names)
+        outliers = self.inspection.outliers(rankings)
+        unnamed = [repr(self.names[label]) for label in outliers if label not in suspicious]
+        if unnamed:
+            remarks.append(
+                f"{', '.join(unnamed)} stands out, too, and is not among the suspicious classes "
+                "(defense.inspection.suspicious)."
+            )
         targets = self.inspection.targets(len(self.names))
         if len(targets) < len(self.names):
             listed = ", ".join(repr(self.names[label]) for label in targets)

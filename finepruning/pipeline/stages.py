@@ -134,7 +134,10 @@ class Run:
         options = self._plain["export"]
         if parts.suspect is None and detector is None and not any(options.values()):
             return {}
-        directory = self.place / "repaired"
+        directory, ladder = self.place / "repaired", result.get("ladder")
+        if ladder and ladder["kept"] is None:
+            log.warning("Nothing was repaired, so that there is no %s.", directory)
+            return {}
         export = write_exports(defended, detector, directory, parts.test.image_shape, **options)
         if parts.suspect is None:
             return {"export": export}

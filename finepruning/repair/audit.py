@@ -16,6 +16,7 @@ def verdict(
     old: Sequence[tuple[Trigger, Rate]],
     names: Sequence[str],
     max_success: float,
+    blind: bool = False,
 ) -> dict[str, Any]:
     """Return one of the two sentences, with its reasons, as plain values.
 
@@ -26,8 +27,14 @@ def verdict(
             repaired network. Others are no evidence: every network has some, of about the median norm.
         names: Of the classes.
         max_success: Success of an old trigger from which it is evidence, in (0, 1].
+        blind: Whether no trigger to any class had been found in the suspect.
     """
     reasons = list(stands_out)
+    if blind:
+        reasons.append(
+            "No trigger to any class was found in the suspect, so that nothing could be tested. Raise "
+            "defense.inspection.search.steps."
+        )
     for trigger, rate in old:
         if rate.total and rate.value >= max_success:
             where = destination(trigger, names)
@@ -71,5 +78,5 @@ def compare(
 
 def check_max_success(max_success: float) -> None:
     """Raise ValueError if the limit of an old trigger's success is out of range."""
-    if not 0 < max_success <= 1:
+    if not (isinstance(max_success, int | float) and 0 < max_success <= 1):
         raise ValueError(f"max_success={max_success} is outside (0, 1]. Change defense.audit.max_success.")

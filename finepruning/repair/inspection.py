@@ -46,7 +46,9 @@ class Inspection:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{name}={value} is below {least}. Change defense.inspection.{name}.")
-        if not 0 < self.outlier < 1:
+            if isinstance(value, float | str) or (value is None and name != "classes"):
+                raise ValueError(f"{name}={value} is no whole number. Change defense.inspection.{name}.")
+        if not (isinstance(self.outlier, float) and 0 < self.outlier < 1):
             raise ValueError(f"outlier={self.outlier} is outside (0, 1). Change defense.inspection.outlier.")
         Search(**self.search)  # says what is wrong with it now, not after training
 
@@ -107,6 +109,10 @@ class Inspection:
             return min(len(FAMILIES) * self.suspicious, inspected)
         return len(self._named)
 
+    def outliers(self, rankings: Rankings) -> list[int]:
+        """Return the classes that stand out of a ranking."""
+        return list(dict.fromkeys(t.target for head in self._outliers(rankings) for t in head))
+
     def counts(self, trigger: Trigger, median: float | None) -> bool:
         """Return whether a trigger is evidence: it stands out of its ranking, or its class is named.
 
@@ -149,6 +155,11 @@ class Inspection:
                         f"{destination(trigger, names)}; {others}."
                     )
         return sentences
+
+
+def is_blind(rankings: Rankings) -> bool:
+    """Return whether no trigger to any class was found, so that it says nothing that none stands out."""
+    return not any(reached(ranking) for ranking in rankings.values())
 
 
 def failures(rankings: Rankings, names: Sequence[str]) -> list[str]:

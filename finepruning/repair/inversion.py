@@ -56,17 +56,25 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "patience", "group"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} leaves nothing to search with. Set "
+                    f"{name}={value} leaves nothing to search with. Set "
                     f"defense.inspection.search.{name} to 1 or more."
                 )
-        if not 0 < self.success < 1:
+        if not (isinstance(self.success, float) and 0 < self.success < 1):
             raise ValueError(
                 f"success={self.success} is outside (0, 1). Change defense.inspection.search.success."
             )
-        if min(self.rates.values()) <= 0:
-            raise ValueError(f"rates={self.rates} must be above 0. Change defense.inspection.search.rates.")
+        if set(self.rates) != set(FAMILIES):
+            raise ValueError(
+                f"rates={self.rates} must name {' and '.join(FAMILIES)}. Change "
+                "defense.inspection.search.rates."
+            )
+        if not all(0 < rate < math.inf for rate in self.rates.values()):
+            raise ValueError(
+                f"rates={self.rates} must be above 0, and finite. Change defense.inspection.search.rates."
+            )
 
 
 @dataclass(frozen=True)

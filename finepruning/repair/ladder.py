@@ -73,7 +73,7 @@ def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor) -> Tensor
     """
     place = torch.unique(groups, return_inverse=True)[1]
     count = int(place.max()) + 1
-    if not 1 <= folds <= count:
+    if not (isinstance(folds, int) and 1 <= folds <= count):
         together = f" in {count} groups that stay together" if count < len(labels) else ""
         raise ValueError(
             f"folds={folds} cannot be made of {len(labels)} images{together}. Set defense.folds to 1 or "
@@ -180,7 +180,7 @@ def climb(
 
 def check_max_drop(max_drop: float) -> None:
     """Raise ValueError if the largest allowed loss is no fraction."""
-    if not 0 <= max_drop <= 1:
+    if not (isinstance(max_drop, int | float) and 0 <= max_drop <= 1):
         raise ValueError(
             f"max_drop={max_drop} is outside [0, 1]. It is a fraction: defense.max_drop=0.01 is 1 %."
         )

@@ -95,22 +95,26 @@ def _ranking(
     names: Sequence[str],
     pictures: Mapping[tuple[str, int], Sequence[str]],
 ) -> list[str]:
-    unit = "L2 of the pattern" if family == "additive" else "L1 of the mask"
+    additive = family == "additive"
+    unit = "L2 of the pattern" if additive else "L1 of the mask"
+    goals = "goals (each class, and away from it)" if additive else "classes"
+    seen = "grey changes nothing" if additive else "what is laid over images, and where (white covers)"
     shown = [row for row in found["ranking"] if (family, row["target"]) in pictures]
     ratio = "unknown" if found["ratio"] is None else f"{found['ratio']:.2f}"
     lines = [
         f"### Smallest triggers: {family}",
         "",
         f"Norm: {unit}; success on images that the search did not use. Runner-up over smallest: {ratio}; "
-        f"median {_norm(found['median'])}. {len(shown)} of {len(found['ranking'])} are shown; the record "
-        "has all.",
+        f"median {_norm(found['median'])}. {len(shown)} of {len(found['ranking'])} {goals} are shown; the "
+        f"record has all. Pictures: {seen}.",
         "",
         "| class | norm | success, % | trigger |",
         "|---|---|---|---|",
     ]
     for row in shown:
         label = row["target"]
-        share = "-" if row["success"] is None else f"{100 * row['success']:.1f}"
+        known = row["success"] is not None and row["norm"] is not None
+        share = f"{100 * row['success']:.1f}" if known else "-"
         images = " ".join(f"![{file}]({file})" for file in pictures.get((family, label), ()))
         lines.append(f"| {_name(label, names)} | {_norm(row['norm'])} | {share} | {images} |")
     return lines

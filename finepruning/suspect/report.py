@@ -71,7 +71,7 @@ def repair_report(
         f"{', '.join(map(str, parts['pruned'])) or 'none'}"
         for layer, parts in channels.items()
     ]
-    lines += [*(pruned or ["Nothing."]), "", "## How to load it", "", *_loading(files), ""]
+    lines += [*(pruned or ["Nothing."]), "", "## How to load it", "", *_loading(run, files), ""]
     return "\n".join(lines)
 
 
@@ -105,7 +105,7 @@ def _cell(scores: Mapping[str, Any], score: str) -> str:
     return f"{100 * scores[score]:.1f} [{100 * low:.1f}, {100 * high:.1f}]{counted}"
 
 
-def _loading(files: Sequence[str]) -> list[str]:
+def _loading(run: str, files: Sequence[str]) -> list[str]:
     lines = [
         "`network.safetensors` has all weights and, as `<layer>.channel_mask`, what is pruned; "
         "`channels.json` lists the same. Images go in as (B, C, H, W) in [0, 1].",
@@ -114,11 +114,15 @@ def _loading(files: Sequence[str]) -> list[str]:
         "from pathlib import Path",
         "from finepruning.store import load_weights",
         "",
-        'network = load_weights(network, Path("network.safetensors"))  # of the same architecture',
+        'network = load_weights(network, Path("network.safetensors"))',
         "```",
         "",
-        "Here again: `python run.py attack=suspect suspect.weights=network.safetensors` with the same model "
-        "and dataset.",
+        "`network` is what `model=` of the run builds, with any `mean` and `std`: the file has its own. Of "
+        "`model=python_file` that is `finepruning.suspect.PythonFile`, which has your network as `model`.",
+        "",
+        "Here again: `python run.py attack=suspect suspect.weights="
+        f"RUNS/{run}/repaired/network.safetensors` "
+        "with the same model and dataset, and the folder of the runs for RUNS.",
     ]
     if "goodnet.safetensors" in files:
         lines += [
