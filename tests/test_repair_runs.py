@@ -204,7 +204,7 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
             return torch.ones(8, dtype=torch.bool)
 
         def _audit(self, network: nn.Module, inspected: Any) -> dict[str, Any]:
-            return {"evidence": False, "verdict": VERDICTS[0]}
+            return {"evidence": False, "verdict": VERDICTS[0], "reasons": []}
 
     def climb(directory: Path, share: Callable[[Any], Any]) -> list[str]:
         trained: list[str] = []
@@ -313,7 +313,7 @@ REFUSED = {
     "defense.max_drop=1%": r"max_drop=1% is outside \[0, 1\]",
     "defense.folds=1.5": r"folds=1\.5 cannot be made of 136 images",
     "defense.tuning.min_steps=-1": r"min_steps=-1 is no number of steps\. Set defense\.tuning\.min_steps",
-    "defense.tuning.learning_rate=-1": r"learning_rate=-1 must be above 0\. Change training\.lear",
+    "defense.tuning.learning_rate=-1": r"must be above 0\. Change training\.learning_rate, of a repair",
 }
 
 
