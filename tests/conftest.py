@@ -21,8 +21,17 @@ from omegaconf import DictConfig, open_dict
 
 from finepruning import launcher, pipeline
 from finepruning import record as records
+from finepruning.data import ImageSet, pack
+from finepruning.data.digits import Digits
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """The training images that ship inside scikit-learn, 16 pixels wide."""
+    packed = pack(Digits(size=16), tmp_path_factory.mktemp("data"))
+    return ImageSet.whole(packed.train, packed.train_labels, packed.signal)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import torch
 from pytorch_lightning.callbacks import LambdaCallback
 
 from finepruning.callbacks import PruneLipschitz
-from finepruning.data import AttackerData, ImageSet, pack
-from finepruning.data.digits import Digits
+from finepruning.data import AttackerData, ImageSet
 from finepruning.modules import (
     BackdooredClassifier,
     Classifier,
@@ -18,12 +17,6 @@ from finepruning.modules import (
 )
 from finepruning.pruning import pruned_channels
 from tests.fits import KINDS, LAYER, OPTIONS, TRAINING, build, fit, network, states
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    packed = pack(Digits(size=16), tmp_path_factory.mktemp("data"))
-    return ImageSet.whole(packed.train, packed.train_labels, packed.signal)
 
 
 @pytest.mark.parametrize("kind", KINDS)

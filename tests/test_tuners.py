@@ -7,8 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from finepruning.data import ImageSet, pack
-from finepruning.data.digits import Digits
+from finepruning.data import ImageSet
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
@@ -22,12 +21,6 @@ from finepruning.modules import (
     UnlearnedClassifier,
 )
 from tests.fits import LAYER, SHAPE, TRAINING, build, fit, learned, network, states
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    packed = pack(Digits(size=16), tmp_path_factory.mktemp("data"))
-    return ImageSet.whole(packed.train, packed.train_labels, packed.signal)
 
 
 def test_a_parameter_that_nothing_uses_stays_as_it_is(digits: ImageSet, tmp_path: Path) -> None:
