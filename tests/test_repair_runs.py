@@ -307,6 +307,7 @@ REFUSED = {
     "defense.inspection.search.steps=abc": r"steps=abc leaves nothing to search with",
     "defense.inspection.search.success=1": r"success=1 is outside \(0, 1\)",
     "defense.inspection.search.rates.additive=inf": r"rates=.* must be above 0, and finite",
+    "defense.inspection.search.rates.mask=fast": r"rates=.* must be above 0, and finite",
     "+defense.inspection.search.rates.foo=1": r"rates=.* must name additive and mask",
     "defense.inspection.outlier=x": r"outlier=x is outside \(0, 1\)",
     "defense.inspection.suspicious=1.5": r"suspicious=1\.5 is no whole number",

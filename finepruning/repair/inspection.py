@@ -185,8 +185,10 @@ def reached(ranking: Ranking) -> Ranking:
 def median_norm(ranking: Ranking) -> float:
     """Return the median norm over classes whose search did not fail; infinite if most have no trigger."""
     norms = [trigger.norm for trigger in ranking if trigger.target != UNTARGETED and not trigger.failed]
-    middle = median(norms) if norms else math.inf
-    return middle if math.isfinite(middle) or not norms else median_low(norms)  # where half have one
+    if not norms:
+        return math.inf
+    middle = median(norms)
+    return middle if math.isfinite(middle) else median_low(norms)  # where half have one
 
 
 def runner_up_ratio(ranking: Ranking) -> float:

@@ -71,7 +71,7 @@ class Search:
                 f"rates={self.rates} must name {' and '.join(FAMILIES)}. Change "
                 "defense.inspection.search.rates."
             )
-        if not all(0 < rate < math.inf for rate in self.rates.values()):
+        if not all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in self.rates.values()):
             raise ValueError(
                 f"rates={self.rates} must be above 0, and finite. Change defense.inspection.search.rates."
             )
