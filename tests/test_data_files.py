@@ -67,8 +67,10 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
         ({"size": [5]}, r"dataset.size=\[5\] must be a height and a width"),
         ({"channels": 4}, "dataset.channels=4 is unknown; choose 3 for colour or 1 for grey"),
         ({"test_share": 1.0}, "dataset.test_share=1 leaves one side empty"),
-        ({"test_share": 0.01}, "dataset.test_share=0.01: not every class gets a test file"),
+        ({"test_share": 0.01}, "dataset.test_share=0.01: not every class gets a test file. Raise dataset"),
+        ({"test_share": 0.97}, "dataset.test_share=0.97: not every class gets a training file. Lower datas"),
         ({"on_error": "ignore"}, "dataset.on_error='ignore' is unknown; choose fail or skip"),
+        ({"on_empty": "drop"}, "dataset.on_empty='drop' is unknown; choose fail or keep"),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -97,6 +99,23 @@ def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     (root / "yellow").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*/yellow holds no file that ends in \.jpg"):
         source(root)
+
+
+def test_an_empty_class_folder_keeps_its_place_if_asked(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "signs")
+    without = pack(source(root), tmp_path / "cache")
+    (root / "orange").mkdir()
+    packed = pack(source(root, on_empty="keep"), tmp_path / "cache")
+    assert packed.classes == ("green", "orange", "red")
+    assert packed.train_labels.bincount().tolist() == [8, 0, 8]
+    assert without.classes == ("green", "red")
+
+
+def test_folders_without_an_image_are_no_data_set(tmp_path: Path) -> None:
+    for name in ("green", "red"):
+        (tmp_path / "signs" / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"signs has 0 class folders; a classifier needs two or more"):
+        source(tmp_path / "signs", on_empty="keep")
 
 
 def test_one_class_is_no_data_set(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
 from finepruning.data import ImageSet, Roles
@@ -105,6 +107,29 @@ def test_a_defender_who_knows_the_target_names_it(quick_run: RunHere) -> None:
     assert record["inspection"]["suspicious"] == [7]
     with pytest.raises(Refused, match=r"Class 10 is named as suspicious, but classes go from 0 to 9\."):
         quick_run("defense=inspect", *FAST, "defense.inspection.suspicious=[10]")
+
+
+@pytest.mark.slow
+def test_a_class_without_an_image_is_inspected_all_the_same(
+    quick_run: RunHere, shared_store: Path, tmp_path: Path
+) -> None:
+    suspect = quick_run(*LEARNED, "defense=none")["stages"]["suspect"]
+    small, labels = load_digits(return_X_y=True)
+    for label in range(10):
+        (tmp_path / "digits" / str(label)).mkdir(parents=True)
+    for row, label in enumerate(labels[:600]):
+        if label != 3:
+            picture = Image.fromarray((small[row].reshape(8, 8) * 255 / 16).astype("uint8"))
+            picture.save(tmp_path / "digits" / str(label) / f"{row}.png")
+    record = quick_run(
+        *("attack=suspect", f"suspect.weights={shared_store / suspect / WEIGHTS}", "model=digits_cnn"),
+        *("dataset=folder", f"dataset.root={tmp_path / 'digits'}", "dataset.size=[16,16]"),
+        *("dataset.channels=1", "dataset.on_empty=keep", "model.width=8", "defense=auto", *FAST, *UNLEARN),
+        *("defense.ladder=[{weight: 0.1}]", "defense.max_drop=1"),
+    )
+    assert "There is no clean image to tune on of 1 classes ('3')." in record["inspection"]["remarks"][0]
+    assert len(record["inspection"]["rankings"]["mask"]["ranking"]) == 10
+    assert record["ladder"]["kept"] == 0
 
 
 def test_defenses_share_one_inspection_and_a_second_run_is_the_same(quick_run: RunHere) -> None:

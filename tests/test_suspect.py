@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finepruning.data.faces import read_faces
-from finepruning.data.images import ImageSet, Pixels
+from finepruning.data.images import ImageSet, Pixels, channel_statistics
 from finepruning.networks import DeepID, DigitsCNN, TorchvisionClassifier
 from finepruning.pipeline import Refused
 from finepruning.pruning import add_mask, set_pruned
@@ -110,6 +111,22 @@ def test_a_wrong_input_scale_is_noticed_and_the_key_named(data_root: Path) -> No
     warning = scale_warning(lab_network(data_root, 255), images, PEOPLE)
     assert warning is not None
     assert "With suspect.white=1 it would be 95.0%" in warning
+
+
+def test_the_usual_mean_and_deviation_are_tried(digits: ImageSet) -> None:
+    torch.manual_seed(0)
+    mean, std = channel_statistics(digits)
+    network = DigitsCNN((1, 16, 16), 10, mean, std, width=4)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for images, labels in digits.batches(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    assert scale_warning(network, digits, 10) is None
+    network.normalise.mean.fill_(2.0)
+    warning = scale_warning(network, digits, 10)
+    assert warning is not None
+    assert re.search(r"With suspect.mean=\[0.30\d\] suspect.std=\[0.3[12]\d\] it would be [89]", warning)
 
 
 def test_trying_another_scale_leaves_the_network_as_it_was() -> None:

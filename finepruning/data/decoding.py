@@ -1,6 +1,7 @@
 """Files become arrays: found, read on several threads; one that cannot be read is named or left out."""
 
 import logging
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) ->
     Args:
         root: A folder with one sub-folder a class. Hidden ones, and files of other kinds, are passed over.
         extensions: Endings of the files that count, in lower case.
-        min_files: Classes with fewer files are left out. At least 1, where an empty one is an error.
+        min_files: Classes with fewer files are left out; 1: an empty one is an error, 0: it is a class, too.
 
     Raises:
         ValueError: If a class is empty, or fewer than two are left.
@@ -77,16 +78,17 @@ def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) ->
         if not found and min_files == 1:
             raise ValueError(
                 f"The class folder {folder} holds no file that ends in {', '.join(extensions)}. "
-                "Fill it or remove it."
+                "Fill it or remove it; dataset=folder can count it as a class (dataset.on_empty=keep)."
             )
         if len(found) >= min_files:
             files += found
             labels += [len(classes)] * len(found)
             classes.append(Path(folder).name)
-    if len(classes) < 2:
+    filled = len(set(labels))
+    if filled < 2:
         needed = f" with at least {min_files} files" if min_files > 1 else ""
         raise ValueError(
-            f"{root} has {len(classes)} class folder{'s' * (len(classes) != 1)}{needed}; a classifier needs "
+            f"{root} has {filled} class folder{'s' * (filled != 1)}{needed}; a classifier needs "
             "two or more: one sub-folder a class."
         )
     return Examples(files, np.array(labels, dtype=np.int64)), classes
@@ -102,18 +104,20 @@ def split_stratified(
     """Return training and test examples: the same fixed share of each class, whatever the run's seed.
 
     Raises:
-        ValueError: If the share is out of range or a class is too small for it.
+        ValueError: If the share is out of range or a class that is not empty is too small for it.
     """
     if not 0 < test_share < 1:
         raise ValueError(f"dataset.test_share={test_share:g} leaves one side empty. Choose it inside (0, 1).")
-    sizes = np.bincount(examples.labels, minlength=len(classes))
-    small = int(sizes.argmin())
-    if sizes[small] < 2 or round(test_share * sizes.sum()) < len(classes):
-        raise ValueError(
-            f"Class {classes[small]!r} has {sizes[small]} files, and {len(classes)} classes with "
-            f"{sizes.sum()} files are to be divided with dataset.test_share={test_share:g}: not every class "
-            "gets a test file. Raise dataset.test_share or add files."
-        )
+    present, sizes = np.unique(examples.labels, return_counts=True)
+    total, small = sizes.sum(), int(sizes.argmin())
+    test_files = math.ceil(test_share * total)
+    for part, files, change in (("test", test_files, "Raise"), ("training", total - test_files, "Lower")):
+        if sizes[small] < 2 or files < len(present):
+            raise ValueError(
+                f"Class {classes[present[small]]!r} has {sizes[small]} files, and {len(present)} classes "
+                f"with {total} files are to be divided with dataset.test_share={test_share:g}: not every "
+                f"class gets a {part} file. {change} dataset.test_share or add files."
+            )
     rows = np.arange(len(examples.labels))
     train, test = train_test_split(rows, test_size=test_share, stratify=examples.labels, random_state=0)
     return examples.part(np.sort(train)), examples.part(np.sort(test))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -19,6 +20,8 @@ class Folder(ImageFiles):
         channels: 3 for colour (grey is repeated), 1 for grey.
         test_share: Share of each class for the test set, in (0, 1).
         on_error: ``"fail"`` names the first image that cannot be read, ``"skip"`` leaves such images out.
+        on_empty: ``"fail"`` names the first sub-folder without an image, ``"keep"`` counts it as a class: one
+            that a stranger's network knows, and of which the defender has no image.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -26,9 +29,17 @@ class Folder(ImageFiles):
     """
 
     def __init__(
-        self, root: str | None, size: Sequence[int], channels: int, test_share: float, on_error: OnError
+        self,
+        root: str | None,
+        size: Sequence[int],
+        channels: int,
+        test_share: float,
+        on_error: OnError,
+        on_empty: Literal["fail", "keep"] = "fail",
     ) -> None:
-        examples, classes = list_classes(self._find(root), IMG_EXTENSIONS)
+        if on_empty not in ("fail", "keep"):
+            raise ValueError(f"dataset.on_empty={on_empty!r} is unknown; choose fail or keep.")
+        examples, classes = list_classes(self._find(root), IMG_EXTENSIONS, min_files=int(on_empty == "fail"))
         train, test = split_stratified(examples, classes, test_share)
         super().__init__(train, test, classes, size=size, channels=channels, on_error=on_error)
 

@@ -65,6 +65,7 @@ class ImageFiles:
     def transform(self) -> dict[str, object]:
         """Return what makes tensors of the files; their order and the number to train on tell the split."""
         return {
+            "classes": list(self.classes),  # of one without a file no file tells
             "train": len(self.train.files),
             "size": self.size,
             "channels": self.channels,

@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from finepruning.data import ImageSet
+from finepruning.data import ImageSet, channel_statistics
 from finepruning.metrics import Rate, clean_hits
 from finepruning.networks import Normalise
 
 LOW = 0.5  # accuracy on the defender's images below which the input is doubted
 BETTER = 0.1  # gain in accuracy from which another scale is named
 SAMPLE = 512  # images that are tried
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # mean and deviation, of torchvision's networks
 
 
 def normalisation(
@@ -56,13 +57,14 @@ def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str
         num_classes: Number of classes.
     """
     images = images.subset(torch.arange(len(images))[:: max(1, len(images) // SAMPLE)])
-    accuracy = _accuracy(network, images)
+    accuracy = best = _accuracy(network, images)
     better = ""
-    for white, factor in ((255, 255.0), (1, 1 / 255)):
-        with _scaled(network, factor):
-            other = _accuracy(network, images)
-        if other.value > accuracy.value + BETTER:
-            better = f" With suspect.white={white} it would be {other.value:.1%}."
+    if accuracy.value + BETTER < 1:
+        for keys, mean, std in _usual(images):
+            with _normalised(network, mean, std):
+                other = _accuracy(network, images)
+            if other.value > max(best.value, accuracy.value + BETTER):
+                best, better = other, f" With {keys} it would be {other.value:.1%}."
     if accuracy.value >= LOW and not better:
         return None
     return (
@@ -73,6 +75,18 @@ def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str
     )
 
 
+def _usual(images: ImageSet) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Yield what networks are usually fed: keys with their values, and mean and deviation in [0, 1]."""
+    channels = images.image_shape[0]
+    yield "suspect.white=1", [0.0] * channels, [1.0] * channels
+    yield "suspect.white=255", [0.0] * channels, [1 / 255] * channels
+    yield "suspect.mean=0.5 suspect.std=0.5", [0.5] * channels, [0.5] * channels
+    for mean, std in (channel_statistics(images), *([IMAGENET] if channels == 3 else [])):
+        mean, std = ([round(value, 3) for value in values] for values in (mean, std))
+        listed = (",".join(f"{value:g}" for value in values) for values in (mean, std))
+        yield "suspect.mean=[{}] suspect.std=[{}]".format(*listed), mean, std
+
+
 def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     network.eval()
@@ -81,14 +95,16 @@ def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
 
 
 @contextmanager
-def _scaled(network: nn.Module, factor: float) -> Iterator[None]:
-    """Let a network see larger inputs for a while."""
+def _normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Iterator[None]:
+    """Let a network see inputs of another scale for a while."""
     layers = [layer for layer in network.modules() if isinstance(layer, Normalise)]
-    kept = [layer.std.clone() for layer in layers]
+    kept = [(layer.mean.clone(), layer.std.clone()) for layer in layers]
     for layer in layers:
-        layer.std.div_(factor)
+        layer.mean.copy_(torch.tensor(mean).view_as(layer.mean))
+        layer.std.copy_(torch.tensor(std).view_as(layer.std))
     try:
         yield
     finally:
-        for layer, std in zip(layers, kept, strict=True):
-            layer.std.copy_(std)
+        for layer, (mean_before, std_before) in zip(layers, kept, strict=True):
+            layer.mean.copy_(mean_before)
+            layer.std.copy_(std_before)
