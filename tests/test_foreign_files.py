@@ -73,6 +73,17 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
     assert not trace.exists()
 
 
+def test_what_would_run_is_named_and_nobody_is_told_how_to_let_it(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pt"
+    torch.save(tiny(), path)
+    with pytest.raises(UnreadableError) as refused:
+        load(tiny(), path)
+    said = str(refused.value)
+    assert "torch.nn.modules.conv.Conv2d" in said
+    assert "weights_only" not in said
+    assert said.isprintable()
+
+
 def test_the_bomb_would_have_run(tmp_path: Path) -> None:
     raw_pickle(Bomb(tmp_path / "exploded"), tmp_path / "bomb.pt")
     pickle.loads((tmp_path / "bomb.pt").read_bytes())

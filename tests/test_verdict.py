@@ -8,7 +8,7 @@ from scipy import stats
 
 from finepruning.dashboard.seeds import t_quantile
 from finepruning.dashboard.verdict import estimate, summary
-from tests.dashboard_runs import data_of, make, scores
+from tests.dashboard_runs import data_of, inspected, make, repaired, scores
 
 
 def verdict_of(root: Path, *found: dict[str, Any]) -> dict[str, Any]:
@@ -182,3 +182,19 @@ def test_a_strangers_file_is_not_called_clean(tmp_path: Path) -> None:
     verdict = verdict_of(tmp_path, make(attack="suspect", scores=unknown))
     assert verdict["headline"] == "Trigger unknown"
     assert verdict["sentence"] == "No trigger is known of this file, so attack success was not measured."
+
+
+def test_what_an_inspection_says_of_a_strangers_file_is_on_its_card(tmp_path: Path) -> None:
+    given = {"attack": "suspect", "scores": {"suspect": scores(0.99, None), "defended": scores(0.98, None)}}
+    other = repaired()
+    other["audit"]["verdict"] = "evidence remains"
+    found = [
+        make(**given),
+        make(defense="finetune", seed=1, **given, **inspected(2), **repaired()),
+        make(defense="finetune", seed=2, **given, **inspected(2), **other),
+    ]
+    assert verdict_of(tmp_path, *found)["sentence"] == (
+        "No trigger is known of this file, so attack success was not measured. The inspection says that "
+        "something stands out. The audit after finetune: no evidence of a backdoor left under these tests "
+        "(1 of 2), evidence remains (1 of 2)."
+    )

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "dead_seeds": len(finished) - len([row for row in finished if not row["dead"]]),
         "oracle": any(row["oracle"] for row in rows),
         "missing": len(rows) - len(finished),
+        "inspected": [row["inspection"]["verdict"] for row in shown if row.get("inspection")],
+        "audited": [row["audit"]["verdict"] for row in shown if row.get("audit")],
         "commits": len(commits),
         "changes": any("+changes" in commit for commit in commits),
     }
@@ -105,8 +108,9 @@ def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
             return _verdict("open", "No winner yet", _why_unranked(tried), None, [])
         if counted[0]["attack"] == "suspect":
             reason = "No trigger is known of this file, so attack success was not measured."
-            return _verdict("open", "Trigger unknown", reason, None, [])
-        return _verdict("open", "No attack", "There is no attack to defend against.", None, [])
+            return _verdict("open", "Trigger unknown", f"{reason}{_looked_at(groups)}", None, [])
+        reason = "There is no attack to defend against."
+        return _verdict("open", "No attack", f"{reason}{_looked_at(groups)}", None, [])
     affordable = [group for group in ranked if group["price"].mean <= budget + 1e-9]
     best = min(affordable or ranked, key=_left)
     name, within = best["defense_label"], f"within {points(budget)} of clean accuracy"
@@ -125,6 +129,24 @@ def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
         other = f"{lowest['defense_label']} leaves {_percent(_left(lowest))}, but {_cost(lowest)}"
         sentence = f"{sentence[:-1]}; {other}."
     return _verdict(state, headline, sentence, best, _doubts(best, affordable or ranked, groups))
+
+
+def _looked_at(groups: Sequence[Row]) -> str:
+    """Return what inspections say of a suspect, and audits after each defense: no trigger is needed."""
+    inspected = max((group["inspected"] for group in groups), key=len)
+    said = [f"the inspection says that {_counted(inspected)}"] if inspected else []
+    for group in groups:
+        if group["audited"]:
+            said.append(f"the audit after {group['defense_label']}: {_counted(group['audited'])}")
+    return "".join(f" {_capital(sentence)}." for sentence in said)
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    """Return each verdict, and of how many runs it is where they differ."""
+    counts = Counter(verdicts)
+    if len(counts) == 1:
+        return verdicts[0]
+    return ", ".join(f"{verdict} ({count} of {len(verdicts)})" for verdict, count in counts.most_common())
 
 
 def _left(group: Row) -> float:

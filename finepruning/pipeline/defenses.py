@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from finepruning.repair import Inspection, check_max_drop, check_max_success, sp
 log = logging.getLogger(__name__)
 
 NO_TUNING = {"_target_": "finepruning.modules.PrunedClassifier", "max_epochs": 0, "batch_size": 256}
+OF_A_TUNING = ("max_epochs", "batch_size", "min_steps", "augment")  # beside its module's own options
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class _Defender:
         options = dict(values)
         tuner = _tuner(options.pop("_target_"))
         max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
-        if max_epochs < 0 or batch_size < 1:
+        if not (isinstance(max_epochs, int) and isinstance(batch_size, int) and max_epochs >= 0 < batch_size):
             raise ValueError(
                 f"max_epochs={max_epochs} and batch_size={batch_size} are no way to tune. Set "
                 "defense.tuning.max_epochs to 0 or more and batch_size to 1 or more."
@@ -66,19 +68,14 @@ class _Defender:
             )
         augment = _both(self.augment, options.pop("augment", None))
         kind = tuner if max_epochs else PrunedClassifier
-        known = option_names(tuner)
-        if unknown := sorted(set(options) - known):
-            raise ValueError(
-                f"{tuner.__name__} has no option {', '.join(unknown)}. It has {', '.join(sorted(known))}."
-            )
-        kept = option_names(kind)
+        known = option_types(tuner)
+        if unknown := sorted(set(options) - set(known)):
+            listed = ", ".join(sorted({*known, *OF_A_TUNING}))
+            raise ValueError(f"{tuner.__name__} has no option {', '.join(unknown)}. It has {listed}.")
+        _check_kinds(options, known)
+        kept = option_types(kind)
         options = {key: value for key, value in options.items() if key in kept}
-        try:
-            module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
-        except TypeError as error:
-            raise ValueError(
-                f"A value for {kind.__name__} is of the wrong kind ({error}): {options}. Change it."
-            ) from error
+        module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs)
@@ -105,15 +102,27 @@ def _tuner(target: str) -> type[PrunedClassifier]:
     return tuner
 
 
-def option_names(kind: type[PrunedClassifier]) -> set[str]:
-    """Return the names of the options of a module, those of what it builds on included."""
+def option_types(kind: type[PrunedClassifier]) -> dict[str, Any]:
+    """Return the options of a module, those of what it builds on included, and their types."""
     classes = kind.__mro__[: kind.__mro__.index(Classifier) + 1]
     return {
-        name
+        name: parameter.annotation
         for each in classes
         for name, parameter in inspect.signature(each).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _check_kinds(options: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    """Raise ValueError if a value is of another kind than its option, such as a word for a number."""
+    for key, value in options.items():
+        try:
+            TypeAdapter(types[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = error.errors()[0]["msg"].replace("Input", "it").replace("tuple", "list")
+            raise ValueError(
+                f"{key}={value} is of the wrong kind: {what}. Change defense.tuning.{key}."
+            ) from error
 
 
 def _both(of_data: nn.Module | None, more: Mapping[str, Any] | None) -> nn.Module | None:
@@ -167,7 +176,6 @@ def build_defense(
     if not config.get("defense"):
         return None
     defense: dict[str, Any] = OmegaConf.to_container(config.defense, resolve=True)  # type: ignore[assignment]
-    named = [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
     speed = {"channels_last": config.trainer.channels_last, "compile": config.trainer.compile}
     validation = train.subset(roles.validation)
     defender = _Defender(network, train.subset(roles.tuning), validation, augment, config.seed, speed)
@@ -177,10 +185,9 @@ def build_defense(
         parts = fold_rows(roles, packed, defense["folds"], config.seed)
         folds = [Fold(train.subset(rows), _alike(packed, rows)) for _, rows in parts]
         without = [replace(defender, tuning=train.subset(rows)) for rows, _ in parts]
-        ladder = _build_ladder(without, config.defense, defense, named)
-    base = defender.make(
-        defense.get("tuning") or NO_TUNING, [] if ladder else named, _build_callbacks(config.defense)
-    )
+        ladder = _build_ladder(without, config.defense, defense)
+    layers = [] if ladder else _layers(network, defense)
+    base = defender.make(defense.get("tuning") or NO_TUNING, layers, _build_callbacks(config.defense))
     inspection: Inspection | None = build(config.defense.get("inspection"))
     if inspection is not None:
         suspects = inspection.most_suspects(len(packed.classes))
@@ -208,8 +215,13 @@ def _alike(packed: Packed, rows: Tensor) -> Tensor:
     return rows if groups is None else groups[rows]
 
 
+def _layers(network: nn.Module, defense: Mapping[str, Any]) -> list[str]:
+    """Return the layers whose channels may be pruned: those that are named, or the network's own choice."""
+    return [str(network.pruned_layer)] if defense["layers"] is None else list(defense["layers"])
+
+
 def _build_ladder(
-    defenders: Sequence[_Defender], config: DictConfig, defense: Mapping[str, Any], named: Sequence[str]
+    defenders: Sequence[_Defender], config: DictConfig, defense: Mapping[str, Any]
 ) -> list[Rung]:
     """Build the rungs of a ladder, each with a tuning for every fold of the defender's images.
 
@@ -220,20 +232,16 @@ def _build_ladder(
     check_max_success(defense["audit"]["max_success"])
     if not defense["ladder"]:
         raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
-    tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
-    return [_build_rung(defenders, config, rung, tuners, named) for rung in defense["ladder"]]
+    return [_build_rung(defenders, config, defense, rung) for rung in defense["ladder"]]
 
 
 def _build_rung(
-    defenders: Sequence[_Defender],
-    config: DictConfig,
-    rung: Any,
-    tuners: Mapping[str, Mapping[str, Any]],
-    named: Sequence[str],
+    defenders: Sequence[_Defender], config: DictConfig, defense: Mapping[str, Any], rung: Any
 ) -> Rung:
-    """Build a rung from what the configuration says of it; ``tuners`` are those that it may name."""
+    """Build a rung from what the configuration says of it."""
     if not isinstance(rung, Mapping):
         raise ValueError(f"The rung {rung!r} has no options by name. Write it like {{weight: 0.05}}.")
+    tuners = {"unlearn": {"tuning": defense["tuning"]}, **defense["tuners"]}
     tuner, when, prune = rung.get("tuner", "unlearn"), rung.get("when"), rung.get("prune")
     if tuner not in tuners:
         raise ValueError(
@@ -264,12 +272,13 @@ def _build_rung(
     tunings = []
     for defender in defenders:
         first: list[Callback] = [] if prune is None else [PruneChannels(max_drop=prune)]
-        layers = [] if prune is None else list(named)
+        layers = [] if prune is None else _layers(defender.network, defense)
         try:
             made = defender.make((tuning or NO_TUNING) | own, layers, first + _build_callbacks(whole))
         except ValueError as error:  # names keys of a defense by itself
             raise ValueError(
-                f"The rung {dict(options)} of defense.ladder cannot be built: {error}"
+                f"The rung {dict(options)} of defense.ladder cannot be built: {error} (In a rung stands the "
+                "key alone, beside its tuner, prune and when.)"
             ) from error
         tunings.append(made)
     return Rung(options, tunings, when)

@@ -67,8 +67,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = load_file(path) if ending in SAFETENSORS else _load_torch(path)
     except Exception as error:  # a hostile file makes these readers raise anything
         raise UnreadableError(
-            f"{path} cannot be read as weights alone ({_first_line(error)}). It is damaged, or holds objects "
-            "that would run code, which is refused. Ask for its state_dict, best as safetensors."
+            f"{path} cannot be read as weights alone ({_reason(error, path)}). It is damaged, or holds "
+            "objects that would run code, which is refused. Ask for its state_dict, best as safetensors."
         ) from error
     return _plain(_weights_in(content, path, DEPTH), path)
 
@@ -77,7 +77,15 @@ def _load_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
+    """Return what a file holds beside weights, if that is why, or else the first line of the error."""
+    if type(error).__name__ == "UnpicklingError":  # whose text tells how to load it all the same
+        try:
+            found = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads names, loads nothing
+        except Exception:  # damaged, or of the kind that torch wrote before 1.6
+            found = []
+        names = ", ".join(ascii(name)[1:-1] for name in found)[:200]
+        return f"it names {names}" if names else "it holds other objects"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
