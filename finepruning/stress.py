@@ -100,7 +100,8 @@ class Retune:
             network.parameters(), self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
         chance = torch.Generator().manual_seed(self.seed)
-        with torch.random.fork_rng(), torch.enable_grad():
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices), torch.enable_grad():
             torch.manual_seed(self.seed)  # of dropout
             for _ in range(self.epochs):
                 for rows in torch.randperm(len(images), generator=chance).split(self.batch_size):

@@ -60,6 +60,12 @@ def test_every_trigger_that_stood_out_is_put_on_again(tmp_path: Path) -> None:
     assert torch.tensor([old["success"] for old in audit["old_triggers"]]).isfinite().all()
 
 
+def test_a_trigger_that_was_not_found_is_not_put_on_again(tmp_path: Path) -> None:
+    ours = repairs(Inspection(search={"steps": 2, "images": 4}, suspicious=[0]))
+    before = inspected(rankings(math.inf, 2.0, 3.0), [0], tmp_path)
+    assert ours._audit(ByMeans(), before)["old_triggers"] == []
+
+
 def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
     ours = repairs(Inspection(search={"steps": 1, "images": 4}))
     found = ours.inspect(ByMeans(), tmp_path)

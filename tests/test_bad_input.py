@@ -37,7 +37,7 @@ REFUSED = {
     "defense.max_drop=-0.1": r"max_drop=-0\.1 is outside \[0, 1\]",
     "defense.layers=[features.conv9]": r"no layer 'features\.conv9'\. .*among: .*features\.conv3.*pool3",
     "defense.tuning.learning_rate=0": r"learning_rate=0 must be above 0",
-    "defense.tuning.optimizer=adam": r"optimizer='adam' is unknown; choose sgd or adamw",
+    "defense.tuning.optimizer=adam": r"optimizer=adam does not fit: it should be 'sgd' or 'adamw'",
     "training.schedule=step": r"schedule='step' is unknown; choose one_cycle, cosine or constant",
     "dataset.size=4": r"dataset\.size=4 is below the digits' own 8 pixels",
     "model.width=0": r"Set model\.width to 1 or more",

@@ -1,13 +1,17 @@
 """Defenses that silence channels, CLP and ANP: their mathematics, by hand or against a plain reference."""
 
+import copy
 import math
 from collections.abc import Iterator
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from finepruning.modules import PrunedClassifier
 from finepruning.networks import BadNetsCNN, DigitsCNN, PreActResNet18
+from finepruning.pipeline.training import _CheckMasks
 from finepruning.pruning import add_mask, convolution_chains, set_pruned
 from finepruning.pruning.masks import mask_of
 from finepruning.repair import PairedLoss
@@ -35,6 +39,15 @@ def test_each_convolution_is_paired_with_the_norm_right_behind_it() -> None:
     first, second = residual["stage1.0.conv1"], residual["stage1.0.conv2"]
     assert (first.norm, first.output) == ("stage1.0.norm2", "stage1.0.relu2")
     assert (second.norm, second.output) == (None, "stage1.0.conv2")  # a residual sum follows
+
+
+def test_synchronised_norms_are_norms_and_their_masks_are_refused() -> None:
+    plain = digits_network()
+    chains = convolution_chains(plain)
+    assert convolution_chains(nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))) == chains
+    module = PrunedClassifier(plain, ["features.norm2"], (1, 16, 16))
+    with pytest.raises(ValueError, match=r"cannot keep the mask of features\.norm2\. Choose defense\.layers"):
+        _CheckMasks().setup(Trainer(logger=False, accelerator="cpu"), module, "fit")
 
 
 def test_a_channels_lipschitz_bound_by_hand() -> None:

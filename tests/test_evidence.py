@@ -132,6 +132,31 @@ def test_a_matrix_has_a_column_for_each_defense_it_names(tmp_path: Path) -> None
     ]
 
 
+def test_settings_with_spaces_are_told_apart_and_speed_is_no_setting() -> None:
+    runs = [
+        record(1, "auto", 190, success, command=f"python run.py 'defense.ladder=[{{weight: {w}}}]' {more}")
+        for w, success, more in (
+            ("0.05", 10, "trainer.threads=1"),
+            ("0.10", 5, "trainer.max_epochs=3"),
+            ("0.05", 11, "trainer.devices=2"),
+        )
+    ]
+    assert [row["setting"] for row in rows_of(runs)] == [
+        "defense.ladder=[{weight: 0.05}]",
+        "defense.ladder=[{weight: 0.10}] trainer.max_epochs=3",
+    ]
+
+
+def test_a_matrix_tells_models_apart_and_dead_attacks() -> None:
+    runs = [record(1, "prune", 190, 40), record(1, "prune", 150, 30, model="badnets_cnn", dead=True)]
+    lines = matrix(rows_of(runs), ["prune"]).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in lines] == [
+        "`badnet badnets_cnn attack.poison_rate=0.05`",
+        "`badnet digits_cnn attack.poison_rate=0.05`",
+    ]
+    assert ["(1 dead)" in line for line in lines] == [True, False]
+
+
 def test_a_matrix_never_takes_settings_for_seeds() -> None:
     other = record(1, "none", 190, 40, command="python run.py attack.poison_rate=0.1")
     lines = matrix(rows_of([record(1, "none", 198, 100), other]), ["none"]).splitlines()

@@ -13,6 +13,7 @@ import torch
 
 from finepruning import record as records
 from finepruning.modules import BackdooredClassifier
+from finepruning.pipeline import Refused
 from tests.conftest import QUICK, ROOT
 
 RunHere = Callable[..., dict[str, Any]]
@@ -91,6 +92,19 @@ def test_overwrite_runs_it_anew_with_the_same_result(quick_run: RunHere) -> None
     again = quick_run("defense=fineprune", "overwrite=true")
     assert again["seconds"] != first["seconds"]
     assert essence(again) == essence(first)
+
+
+def test_what_an_overwritten_run_left_goes(quick_run: RunHere, tmp_path: Path) -> None:
+    first = quick_run("name=mine", "defense=prune", "export.structural=true")
+    place = tmp_path / "runs" / "mine"
+    (place / "repaired" / "goodnet.safetensors").touch()
+    with pytest.raises(Refused):
+        quick_run("name=mine", "defense=prune", "overwrite=true", "defense.order=none_such")
+    assert records.read(place) == first  # what cannot be built replaces nothing
+    again = quick_run("name=mine", "defense=prune", "export.structural=true", "overwrite=true")
+    assert again["export"] == first["export"] | {"structural": again["export"]["structural"]}
+    quick_run("name=mine", "defense=none", "views=false", "overwrite=true")
+    assert not any((place / folder).exists() for folder in ("repaired", "report", "views"))
 
 
 def test_the_same_seed_gives_the_same_record_from_a_fresh_store(quick_run: RunHere, tmp_path: Path) -> None:

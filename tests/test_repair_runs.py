@@ -219,7 +219,7 @@ def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: Run
 
 def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path: Path) -> None:
     network = nn.Linear(2, 2)
-    tuning = Tuning(None, [], None, [], 1)
+    tuning = Tuning(SimpleNamespace(), [], SimpleNamespace(), [], 1)
     images = ImageSet.whole(torch.zeros(4, 2), torch.zeros(4), nn.Identity())
     rungs = [Rung({"weight": weight}, [tuning, tuning]) for weight in (1, 2)]
     told: list[Any] = []
@@ -236,6 +236,7 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
 
         def fit(module: Any, data: Any, callbacks: Any, place: Path, **_: Any) -> None:
             trained.append(f"{place.parent.name}/{place.name}")
+            module.trainer = data.trainer = "a trainer"  # as Lightning does
             save_weights(network, place / WEIGHTS)
 
         defense = SimpleNamespace(
@@ -263,6 +264,7 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
     save_weights(network, finished / WEIGHTS)  # it was still there when the other asked
     assert climb(other, lambda _: next(messages)) == rest
     assert next(messages, None) is None
+    assert tuning.module.trainer is tuning.data.trainer is None  # a ladder would keep them all
 
 
 def test_a_walk_that_stops_early_audits_each_rung(quick_run: RunHere) -> None:

@@ -92,6 +92,10 @@ def test_a_run_whose_rungs_were_not_scored_has_none() -> None:
     assert rungs([make(), make() | {"stress": {"networks": {}, "rungs": []}}]) == []
 
 
+def test_a_strangers_network_is_not_taken_for_a_clean_one() -> None:
+    assert rungs([walked([None, None], [False, True], attack="suspect")]) == []
+
+
 def test_alarms_on_clean_networks_are_counted_and_the_price_is_the_mean() -> None:
     def clean(seed: int, verdict: str, after: float) -> dict[str, Any]:
         record = make(attack="none", defense="prune", seed=seed, **inspected())
@@ -116,6 +120,8 @@ def test_the_place_of_the_true_target_is_its_best_one() -> None:
     assert target_place(record) == ""
     record["config"]["attack"]["label_map"] = {"source_label": 0, "target_label": 7}
     assert target_place(record) == 3
+    record["inspection"]["rankings"]["additive"]["ranking"].pop()  # in the other none was found
+    assert target_place(record) == ""
 
 
 def test_columns_of_stress_and_of_a_repair_are_those_of_the_records() -> None:

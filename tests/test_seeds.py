@@ -50,9 +50,9 @@ def test_the_papers_defenses_stand_first_from_the_weakest() -> None:
 def test_three_values_give_the_interval_worked_by_hand() -> None:
     found = spread([1.0, 2.0, 3.0])
     assert found is not None
-    # mean 2, standard deviation 1, t = 4.3027 with two degrees of freedom, over the root of 3
+    # mean 2, standard deviation 1, t = 4.302653 with two degrees of freedom, over the root of 3
     assert found.mean == 2
-    assert found.half == pytest.approx(4.3027 / 3**0.5)
+    assert found.half == pytest.approx(4.302653 / 3**0.5)
     assert (found.low, found.high) == pytest.approx((2 - 2.4842, 2 + 2.4842), abs=1e-4)
     assert (found.count, found.least, found.most) == (3, 1, 3)
 

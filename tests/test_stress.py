@@ -5,16 +5,22 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
 from finepruning.data.images import ImageSet, Pixels
 from finepruning.metrics import Drop, Rate
 from finepruning.pipeline import Refused
+from finepruning.pipeline.build import build_parts
+from finepruning.pipeline.parts import Stress
+from finepruning.pipeline.stresses import make_control
+from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pruning import add_mask, set_pruned
 from finepruning.store import save_weights
 from finepruning.stress import Reactivation, Retune, away_loss, score_perturbed, toward_loss
@@ -185,6 +191,30 @@ def test_a_bad_value_is_refused_before_training(
     monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: pytest.fail("training began"))
     with pytest.raises(Refused, match=sentence):
         quick_run("defense=finetune", "stress=all", f"stress.{override}")
+
+
+def test_scoring_rungs_asks_nothing_of_the_training_images() -> None:
+    class OfTestImagesAlone(ToZero):
+        def wanted(self, images: ImageSet) -> Tensor:
+            return torch.zeros(7, dtype=torch.long)
+
+    Stress(rungs=True, control=False).check(train_set(), OfTestImagesAlone())
+
+
+def test_the_control_of_an_attack_with_a_picture_is_the_suspect_of_none(tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 255).save(tmp_path / "picture.png")
+    picture = f"attack.trigger.picture={tmp_path / 'picture.png'}"
+    keys = []
+    for chosen in (("attack=blended", picture), ("attack=none",)):
+        config = composed("dataset.size=16", f"store_dir={tmp_path}", "name=a", "group=b", *chosen)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        parts, store = build_parts(config), SimpleNamespace(stage=lambda *key: keys.append(key[:2]))
+        if chosen == ("attack=none",):
+            SuspectMaker(plain, parts, store, pytest.fail, "cpu").make()
+        else:
+            assert parts.files
+            make_control(plain, parts, store, pytest.fail, "cpu")
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("stress", ["retune", "reactivation", "all"])

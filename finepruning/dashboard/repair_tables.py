@@ -45,11 +45,11 @@ def rungs(runs: Sequence[Record]) -> list[Rung]:
     """Return the rungs that were audited and scored (``stress.rungs=true``); none of a dead attack."""
     found = []
     for run in runs:
+        clean = run["attack"] == "none"
         for walked, scores in [] if run["dead"] else scored_rungs(run):
-            success = scores["attack_success_rate"]
-            found.append(
-                Rung(run["dataset"], run["attack"], walked["audit"], success or 0.0, success is None)
-            )
+            success = 0.0 if clean else scores["attack_success_rate"]
+            if success is not None:  # of a stranger's network it may not be known
+                found.append(Rung(run["dataset"], run["attack"], walked["audit"], success, clean))
     return found
 
 

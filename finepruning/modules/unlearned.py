@@ -87,8 +87,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
 
     def check_room(self, suspicious: int) -> None:
         """Raise ValueError if the pool has no room for that many suspicious classes, or no goal at all."""
-        options = self.hparams
-        pool_goals(options["perturbations"], range(suspicious), options["untargeted"] is not False)
+        classes = range(suspicious)
+        pool_goals(self.hparams["perturbations"], classes, self._leads_away(classes))
 
     def aim_at(self, classes: Sequence[int], norms: Mapping[int, float | None], median: float | None) -> None:
         """Point the pool at suspicious classes, and, where that is wanted, away from the true one.
@@ -98,9 +98,13 @@ class UnlearnedClassifier(FinePrunedClassifier):
             norms: L2 norm of the smallest trigger that was found for a goal: the unit of its radii.
             median: Of these norms over all classes: the unit where none was found, and the largest radius.
         """
-        options = self.hparams
-        untargeted = len(classes) != 1 if options["untargeted"] is None else options["untargeted"]
-        self._fill(pool_goals(options["perturbations"], classes, untargeted), norms, median)
+        goals = pool_goals(self.hparams["perturbations"], classes, self._leads_away(classes))
+        self._fill(goals, norms, median)
+
+    def _leads_away(self, classes: Sequence[int]) -> bool:
+        """Return whether a part of the pool leads away from the true class."""
+        chosen: bool | None = self.hparams["untargeted"]
+        return len(classes) != 1 if chosen is None else chosen
 
     def _fill(self, goals: Tensor, norms: Mapping[int, float | None], median: float | None) -> None:
         units = torch.tensor([norms.get(goal) or median or 1.0 for goal in goals.tolist()])

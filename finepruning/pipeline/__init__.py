@@ -5,6 +5,8 @@ functions, so that ``--help`` and the parent of a sweep never do.
 """
 
 import logging
+import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +27,7 @@ __all__ = ["Refused", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
+LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when it ends
 
 
 class Refused(CompactHydraException):
@@ -50,7 +53,6 @@ def run(config: DictConfig) -> None:
             if devices.launched(config.trainer):
                 _dismiss(config)
         else:
-            _claim(place, config)
             record = _new_record(place, config)
     except InstantiationException as error:  # Hydra wraps what a class's own check says
         raise Refused(str(error.__cause__ or error)) from error
@@ -87,14 +89,18 @@ def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
 
 
 def _claim(place: Path, config: DictConfig) -> None:
-    """Take a run's folder for a run that is still to do."""
+    """Take a run's folder for a run that is still to do; what an earlier one left there goes."""
+    from finepruning.store import write_file
+
     (place / records.FILE).unlink(missing_ok=True)
+    for folder in LEFT_BY_RUNS:
+        shutil.rmtree(place / folder, ignore_errors=True)
     about = {
         "choices_hash": choices_hash(config),
         "files": file_hashes(config),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    (place / CONFIG_FILE).write_text(yaml.safe_dump(about, sort_keys=False))
+    write_file(place / CONFIG_FILE, yaml.safe_dump(about, sort_keys=False).encode())
 
 
 def _check_files(config: DictConfig, before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -123,14 +129,11 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         "attack": attack_name(hydra.runtime.choices),
         "seed": config.seed,
         "group": config.group,
-        "command": " ".join(["python run.py", *hydra.overrides.task]),
+        "command": shlex.join(["python", "run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    try:
-        parts = build_parts(config)
-    except Exception:
-        (place / CONFIG_FILE).unlink()  # what cannot be built was never begun
-        raise
+    parts = build_parts(config)
+    _claim(place, config)  # what cannot be built was never begun
     about |= records.environment()
     try:
         with together(config, take_part) as team:

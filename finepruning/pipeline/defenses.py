@@ -120,9 +120,7 @@ def _check_kinds(options: Mapping[str, Any], types: Mapping[str, Any]) -> None:
             TypeAdapter(types[key]).validate_python(value, strict=True)
         except ValidationError as error:
             what = error.errors()[0]["msg"].replace("Input", "it").replace("tuple", "list")
-            raise ValueError(
-                f"{key}={value} is of the wrong kind: {what}. Change defense.tuning.{key}."
-            ) from error
+            raise ValueError(f"{key}={value} does not fit: {what}. Change defense.tuning.{key}.") from error
 
 
 def _both(of_data: nn.Module | None, more: Mapping[str, Any] | None) -> nn.Module | None:

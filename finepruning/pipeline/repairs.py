@@ -1,6 +1,7 @@
 """Inspection, ladder and audit of a run: the repair room at work, on the defender's images alone."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Repairs:
         old = [
             (trigger, counts)
             for trigger, counts in zip(found, counting, strict=True)
-            if counts or trigger.target in before["suspicious"]
+            if math.isfinite(trigger.norm) and (counts or trigger.target in before["suspicious"])
         ]
         rates = success(network, [trigger for trigger, _ in old], self._validation())
         limit = self.options["audit"]["max_success"]
@@ -301,9 +302,14 @@ class Repairs:
             shutil.copy(finished / WEIGHTS, place / WEIGHTS)
         if finished is None:
             logs = f"defended/{place.parent.name}/{place.name}"
-            self.fit(
-                tuning.module, tuning.data, tuning.callbacks, place, logs=logs, max_epochs=tuning.max_epochs
-            )
+            try:
+                self.fit(
+                    *(tuning.module, tuning.data, tuning.callbacks, place),
+                    **{"logs": logs, "max_epochs": tuning.max_epochs},
+                )
+            finally:
+                # a ladder keeps its modules, and each would keep its trainer, with the optimizer's momenta
+                tuning.module.trainer = tuning.data.trainer = None
         load_weights(network, place / WEIGHTS)
 
     def _right(self, network: nn.Module) -> Tensor:

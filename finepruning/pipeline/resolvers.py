@@ -14,6 +14,7 @@ PLACES = (
     "group",
     "runs_dir",
     "store_dir",
+    "data_dir",
     "overwrite",
     "sweep",
     "views",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
@@ -181,4 +182,9 @@ class Run:
 
     @property
     def _device(self) -> str:
-        return "cuda" if self.config.trainer.accelerator == "gpu" else "cpu"
+        """Where this process computes beside training: on the GPU that it trains on, if it does."""
+        accelerator, chosen = self.config.trainer.accelerator, self.config.trainer.devices
+        if accelerator not in ("gpu", "cuda", "auto") or not torch.cuda.is_available():
+            return "cpu"
+        one = isinstance(chosen, ListConfig) and len(chosen) == 1  # several: the trainer sets each process's
+        return f"cuda:{chosen[0]}" if one else "cuda"

@@ -40,7 +40,9 @@ def make_control(
     def fit_clean(*arguments: Any, **options: Any) -> None:
         fit(*arguments, **options | {"logs": "clean"})
 
-    clean = replace(parts, attack=None, source=None, network=copy.deepcopy(parts.network))
+    files = {key: held for key, held in parts.files.items() if not key.startswith("attack")}
+    network = copy.deepcopy(parts.network)
+    clean = replace(parts, attack=None, source=None, files=files, network=network)
     return SuspectMaker({**plain, "attack": {}}, clean, store, fit_clean, device).make()["suspect"]
 
 

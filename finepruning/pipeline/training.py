@@ -7,10 +7,9 @@ from typing import Any
 
 import torch.distributed
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.loggers import Logger
-from torch import nn
 
 from finepruning.data import AttackerData, DefenderData
 from finepruning.modules import Classifier
@@ -55,15 +54,19 @@ def check_world_size(trainer: Trainer) -> None:
         )
 
 
-def _check_masks(network: nn.Module) -> None:
+class _CheckMasks(Callback):
     """Refuse masks on layers that ``sync_batchnorm`` replaces: they would be lost."""
-    masked = [name.removesuffix(MASK) for name, _ in network.named_buffers() if name.endswith(MASK)]
-    lost = [layer for layer in masked if hasattr(network.get_submodule(layer), "running_mean")]
-    if lost:
-        raise ValueError(
-            f"trainer.sync_batchnorm=true cannot keep the mask of {', '.join(lost)}. Choose defense.layers "
-            "behind BatchNorm, or set it to false."
-        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look when all others have put theirs on, and nothing is replaced yet."""
+        masked = [name.removesuffix(MASK) for name, _ in pl_module.named_buffers() if name.endswith(MASK)]
+        lost = [layer for layer in masked if hasattr(pl_module.get_submodule(layer), "running_mean")]
+        if lost:
+            named = ", ".join(layer.removeprefix("network.") for layer in lost)
+            raise ValueError(
+                f"trainer.sync_batchnorm=true cannot keep the mask of {named}. Choose "
+                "defense.layers behind BatchNorm, or another defense, or set it to false."
+            )
 
 
 def fit(
@@ -91,11 +94,12 @@ def fit(
         changes: Of the trainer's configuration.
     """
     kept = KeepEpochs(directory, place / (logs or directory.parent.name))
-    trainer = build_trainer(config, loggers, [*callbacks, kept], **changes)
+    synchronised = bool(config.trainer.get("sync_batchnorm"))
+    checks = [_CheckMasks()] if synchronised else []
+    trainer = build_trainer(config, loggers, [*callbacks, kept, *checks], **changes)
     check_world_size(trainer)
     network = module.network
-    if config.trainer.get("sync_batchnorm"):
-        _check_masks(network)
+    if synchronised:
         module.network = copy.deepcopy(network)  # Lightning replaces its BatchNorm layers, for good
     module.train()
     last = trainer.strategy.broadcast(last_checkpoint(directory))  # the first process's folder

@@ -62,6 +62,11 @@ class Search:
                     f"{name}={value} leaves nothing to search with. Set "
                     f"defense.inspection.search.{name} to 1 or more."
                 )
+        if self.images > self.group:
+            raise ValueError(
+                f"images={self.images} do not fit into passes of group={self.group}. Lower "
+                "defense.inspection.search.images, or raise defense.inspection.search.group."
+            )
         if not (isinstance(self.success, float) and 0 < self.success < 1):
             raise ValueError(
                 f"success={self.success} is outside (0, 1). Change defense.inspection.search.success."

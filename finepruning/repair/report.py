@@ -149,7 +149,8 @@ def _ladder(ladder: Mapping[str, Any]) -> list[str]:
         "",
         "Loss of accuracy, counted on paired predictions of the defender's images by networks that were not "
         "tuned on them and corrected for what their average, which stays, has learned beyond each; points "
-        f"with a 95 % interval; at most {100 * ladder['max_drop']:g}.",
+        f"with a 95 % interval; at most {100 * ladder['max_drop']:g}. What prunes in a rung, or chooses a "
+        "threshold, went by the validation images, which are among these.",
         "",
         "| rung | loss | lost, gained, images | |",
         "|---|---|---|---|",

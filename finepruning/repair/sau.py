@@ -77,8 +77,7 @@ def shared_perturbation(
         adversarial: See :func:`search_loss`.
         agreement: See :func:`search_loss`.
     """
-    with torch.no_grad():
-        before = (network(images).argmax(-1), suspect(images).argmax(-1))
+    before = (constant_pass(network, images).argmax(-1), constant_pass(suspect, images).argmax(-1))
     perturbation = torch.full_like(images, radius)
     for _ in range(steps):
         perturbation.requires_grad_()

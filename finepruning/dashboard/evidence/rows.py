@@ -41,8 +41,8 @@ UNTOLD = (
     "logger",
     "name",
     "group",
-    "trainer",
 )
+SPEED = ("trainer.threads", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy")
 
 Row = Mapping[str, Any]
 
@@ -159,14 +159,15 @@ def _repair_fields(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def target_place(record: Mapping[str, Any]) -> int | str:
-    """Return the true target's best place, from 1, in an inspection's rankings; "" without one target."""
+    """Return the true target's best place, from 1, in an inspection's rankings; "" if none was found."""
     attack = record["config"].get("attack") or {}
     target = attack.get("target_label")
     if target is None:
         target = (attack.get("label_map") or {}).get("target_label")
     places = []
     for found in record["inspection"]["rankings"].values():
-        classes = [row["target"] for row in found["ranking"] if row["target"] >= 0]  # -1 is untargeted
+        there = [row for row in found["ranking"] if row["norm"] is not None]
+        classes = [row["target"] for row in there if row["target"] >= 0]  # -1 is untargeted
         places += [classes.index(target) + 1] if target in classes else []
     return min(places, default="")
 
@@ -179,7 +180,8 @@ def _setting(command: str, left_out: Sequence[str] = ()) -> str:
     """Return the keys that a command sets beside choices of groups, seeds, places and what is left out."""
     pairs = [word.split("=", 1) for word in shlex.split(command) if "=" in word]
     told = [(key, value) for key, value in pairs if "." in key and key.split(".")[0] not in UNTOLD]
-    return " ".join(f"{key}={value}" for key, value in told if value != "null" and key not in left_out)
+    silent = (*SPEED, *left_out)
+    return " ".join(f"{key}={value}" for key, value in told if value != "null" and key not in silent)
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     for row in [row for row in rows if not stresses or any(_there([row], field) for field in stresses)]:
         groups.setdefault(tuple(row[name] for name in GROUPED_BY), []).append(row)
     baselines = {
-        key[0]: _over_seeds(group, "suspect_clean_accuracy")
+        key[:2]: _over_seeds(group, "suspect_clean_accuracy")
         for key, group in groups.items()
         if key[2] == "none"
     }
@@ -59,26 +59,34 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 def matrix(rows: Sequence[Row], defenses: Sequence[str]) -> str:
     """Return a Markdown table of attacks (down) and defenses (across): clean accuracy / attack success.
 
-    Settings have a line each, since they are no seeds of one another; what met none of the defenses has none.
+    Models and settings have a line each, since they are no seeds of one another; what met none of the
+    defenses has none. Seeds whose attack is dead are told and not averaged with others.
 
     Args:
         rows: As they stand in a CSV file.
         defenses: Names, in the order of the columns.
     """
-    groups: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    models = {(row["dataset"], row["model"]) for row in rows}
+    several = len(models) > len({dataset for dataset, _ in models})
+    groups: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for row in rows:
-        names = [row[name] for name in ("dataset", "attack", "setting") if row[name]]
-        groups.setdefault((names[0], " ".join(names[1:])), {}).setdefault(row["defense"], []).append(row)
+        names = (row["attack"], row["model"] if several else "", row["setting"])
+        line = row["dataset"], " ".join(filter(None, names))
+        groups.setdefault(line, {}).setdefault(row["defense"], []).append(row)
     lines = []
     for (dataset, attack), found in groups.items():
         met = [found.get(defense) for defense in defenses]
-        cells = [
-            " / ".join(filter(None, (_cell(score, group, {}) for score in NAMES))) if group else ""
-            for group in met
-        ]
+        cells = [_both(group) if group else "" for group in met]
         if any(met):
             lines.append([f"`{dataset}`", f"`{attack}`", *cells])
     return _markdown(["dataset", "attack", *(f"`{defense}`" for defense in defenses)], lines)
+
+
+def _both(group: Sequence[Row]) -> str:
+    """Return clean accuracy and attack success of one defense."""
+    dead = sum(_is_dead(row) for row in group)
+    scores = " / ".join(filter(None, (_cell(score, group, {}) for score in NAMES)))
+    return f"{scores} ({dead} dead)" if dead else scores
 
 
 def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -86,12 +94,12 @@ def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([written[0], "|---" * len(head) + "|", *written[1:]]) + "\n"
 
 
-def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | None]) -> str:
+def _cell(column: str, group: Sequence[Row], baselines: Mapping[tuple[str, ...], Spread | None]) -> str:
     first = group[0]
     if column in GROUPED_BY:
         return f"`{first[column]}`" if first[column] else ""
     if column == "seeds":
-        dead = sum(row["dead"] in (True, "True") for row in group)
+        dead = sum(_is_dead(row) for row in group)
         seeds = ", ".join(str(row["seed"]) for row in group)
         return f"{seeds} ({dead} dead)" if dead else seeds
     if column in LISTED:
@@ -99,7 +107,7 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
     if column in COUNTED:
         said = _there(group, COUNTED[column])
         return f"{sum(each in (True, 'True') for each in said)} of {len(said)}" if said else ""
-    alive = [row for row in group if row["dead"] not in (True, "True")] or group
+    alive = [row for row in group if not _is_dead(row)] or group
     if column == "cost":
         drops = [
             float(row["suspect_clean_accuracy"]) - float(row["defended_clean_accuracy"]) for row in alive
@@ -108,7 +116,8 @@ def _cell(column: str, group: Sequence[Row], baselines: Mapping[str, Spread | No
     if column == "judged":
         return percent(_over_seeds(alive, "judged"), nothing="")
     if column == "price":
-        baseline, own = baselines.get(first["dataset"]), _over_seeds(alive, "suspect_clean_accuracy")
+        baseline = baselines.get((first["dataset"], first["model"]))
+        own = _over_seeds(alive, "suspect_clean_accuracy")
         return "" if baseline is None or own is None else f"{100 * (baseline.mean - own.mean):z.2f}"
     if column in STRESS_COLUMNS:
         return percent(_over_seeds(alive, f"{STRESS_COLUMNS[column]}_success"), nothing="")
@@ -125,6 +134,10 @@ def over_images(counts: str) -> str:
     hits, total = map(int, counts.split("/"))
     low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
     return f" [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _is_dead(row: Row) -> bool:
+    return row["dead"] in (True, "True")
 
 
 def _there(group: Sequence[Row], field: str) -> list[Any]:
