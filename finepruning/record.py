@@ -15,6 +15,7 @@ from finepruning.store import write_file
 
 SCHEMA = 1
 FILE = "record.json"
+STANDS_OUT = "something stands out"  # an inspection's verdict
 PACKAGES = ("finepruning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
 
 

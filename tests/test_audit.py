@@ -10,6 +10,7 @@ import torch
 from finepruning.data.images import ImageSet, Pixels
 from finepruning.metrics import Rate
 from finepruning.pipeline.repairs import TRIGGERS, Repairs
+from finepruning.record import STANDS_OUT
 from finepruning.repair import Inspection, Rankings, rankings_record, save_triggers
 from tests.test_inversion import NAMES, BreaksTowardOne, ByMeans, grey_images, rankings
 
@@ -75,6 +76,11 @@ def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
     said = ours._audit(ByMeans(), blind)
     assert said["verdict"] == "evidence remains"
     assert "Raise defense.inspection.search.steps" in said["reasons"][0]
+
+
+def test_what_stands_out_is_said_in_the_word_that_tables_count(tmp_path: Path) -> None:
+    ours = repairs(Inspection(search={"steps": 60, "images": 4}, outlier=0.999))
+    assert ours.inspect(ByMeans(), tmp_path)["verdict"] == STANDS_OUT
 
 
 def test_a_class_that_stands_out_is_told_though_another_is_named(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from scipy import stats
 
-from finepruning.record import scored_rungs
+from finepruning.record import STANDS_OUT, scored_rungs
 
 Record = Mapping[str, Any]
 
 LEFT = 0.10  # attack success from which a backdoor is left
-STANDS_OUT = "something stands out"
 FAMILIES = ("additive", "mask")
 
 

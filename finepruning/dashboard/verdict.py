@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from finepruning.dashboard.seeds import t_quantile
+from finepruning.dashboard.seeds import spread
 
 Row = Mapping[str, Any]
 
@@ -37,13 +37,13 @@ def estimate(
         over_images: The interval over images of each seed, where known.
         bounds: What the quantity cannot pass, such as 0 and 1 for a share.
     """
-    mean = statistics.fmean(values)
-    low = statistics.fmean(ends[0] for ends in over_images) if over_images else mean
-    high = statistics.fmean(ends[1] for ends in over_images) if over_images else mean
-    if len(values) > 1:
-        half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        low, high = max(bounds[0], min(low, mean - half)), min(bounds[1], max(high, mean + half))
-    return Estimate(mean, low, high, min(values), max(values))
+    found = spread(values)
+    assert found is not None
+    ends = [statistics.fmean(side) for side in zip(*over_images, strict=True)] or [found.mean] * 2
+    low, high = min(ends[0], found.low), max(ends[1], found.high)
+    if found.half is not None:
+        low, high = max(bounds[0], low), min(bounds[1], high)
+    return Estimate(found.mean, low, high, found.least, found.most)
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:

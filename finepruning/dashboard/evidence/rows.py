@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruning.dashboard.seeds import attack_order, defense_order
-from finepruning.record import channels_pruned, scored_rungs
+from finepruning.record import STANDS_OUT, channels_pruned, scored_rungs
 
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
@@ -147,7 +147,7 @@ def _repair_fields(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     if record.get("inspection"):
-        fields["stands_out"] = record["inspection"]["verdict"] == "something stands out"
+        fields["stands_out"] = record["inspection"]["verdict"] == STANDS_OUT
         fields["target_place"] = target_place(record)
     if record.get("audit"):
         fields["evidence"] = record["audit"]["evidence"]
