@@ -82,6 +82,9 @@ def test_a_table_of_stress_holds_the_runs_that_were_under_it_alone() -> None:
     lines = table(rows, columns).splitlines()
     assert lines[2:] == ["| `finetune` | 1 | 20.0 [13.3, 28.9] | 30.0 | 95.0 | 2.0 |"]
     assert len(table(rows, columns[:3]).splitlines()) == 4
+    again = rows_of([stressed, record(1, "finetune", 190, 20)])
+    assert table(again, columns) == table(rows, columns)  # of the same networks, run again without stress
+    assert len(table(rows_of([stressed, record(1, "finetune", 190, 21)]), columns).splitlines()) == 2
 
 
 def test_a_gain_too_small_to_show_has_no_sign() -> None:

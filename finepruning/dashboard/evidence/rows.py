@@ -12,13 +12,17 @@ from finepruning.record import STANDS_OUT, channels_pruned, scored_rungs
 SCORES = ("clean_accuracy", "attack_success_rate")
 NETWORKS = ("suspect", "defended")
 STRESSED = [f"{network}_{test}" for network in (*NETWORKS, "clean") for test in ("retuned", "reactivated")]
+OF_THE_NETWORKS = tuple(f"{network}_{score}_counts" for network in NETWORKS for score in SCORES)
+OF_STRESS = tuple(
+    f"{stressed}_{field}" for stressed in STRESSED for field in ("success", "success_counts", "clean")
+)
 GROUPED_BY = ("dataset", "model", "attack", "defense", "setting")
 FIELDS = (
     *GROUPED_BY,
     "seed",
     *(f"{network}_{score}" for network in NETWORKS for score in SCORES),
-    *(f"{network}_{score}_counts" for network in NETWORKS for score in SCORES),
-    *(f"{stressed}_{field}" for stressed in STRESSED for field in ("success", "success_counts", "clean")),
+    *OF_THE_NETWORKS,
+    *OF_STRESS,
     "stands_out",
     "target_place",
     "evidence",
@@ -54,14 +58,18 @@ def rows_of(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     setting; a rung that is in two ladders is one row, that of the last.
     """
     finished = [record for record in found if record["status"] == "finished"]
-    rows = [row for record in finished for row in _rung_rows(record) or [_row(record)]]
-    return _sorted(list({_told(row): row for row in rows}.values()))
+    return merged([], [row for record in finished for row in _rung_rows(record) or [_row(record)]])
 
 
-def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """Return new rows and those old ones that are not of the same setting and seed."""
-    told = {_told(row) for row in new}
-    return _sorted([*new, *(row for row in old if _told(row) not in told)])
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Any]:
+    """Return one row for each setting and seed, the last; what stress did to equal networks stays."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in (*old, *new):
+        before = found.get(_told(row), {})
+        equal = all(before.get(field) == row[field] for field in OF_THE_NETWORKS)
+        kept = {field: before[field] for field in OF_STRESS if before.get(field)} if equal else {}
+        found[_told(row)] = {**row, **{field: value for field, value in kept.items() if not row.get(field)}}
+    return _sorted(list(found.values()))
 
 
 def _told(row: Row) -> tuple[str, ...]:
