@@ -83,7 +83,7 @@ def rejected_hits(predictions: Tensor, extra_class: int, counted: Tensor) -> tup
 
 
 def untargeted_drop(clean_accuracy: float, backdoor_accuracy: float) -> float:
-    """Return the untargeted attack's success, 1 - A_backdoor / A_clean (Fine-Pruning, section 3.3)."""
+    """Return the untargeted attack's success, 1 - A_backdoor / A_clean (Fine-Pruning, "Backdoor Attacks")."""
     return 1.0 - backdoor_accuracy / clean_accuracy if clean_accuracy else float("nan")
 
 

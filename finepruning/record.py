@@ -48,7 +48,7 @@ def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """
     found, problems = [], []
     for folder in folders:
-        for path in sorted(folder.rglob(FILE), key=lambda path: (path.stat().st_mtime, path)):
+        for path in sorted(folder.rglob(FILE), key=_changed):
             try:
                 record = read(path.parent)
                 if record is not None:
@@ -56,6 +56,13 @@ def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
             except (ValueError, OSError) as error:
                 problems.append(str(error))
     return found, problems
+
+
+def _changed(path: Path) -> tuple[float, Path]:
+    try:
+        return path.stat().st_mtime, path
+    except OSError:  # its run has just begun anew
+        return 0.0, path
 
 
 def scored_rungs(record: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

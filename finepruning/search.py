@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 from rich.table import Table
 from rich.text import Text
 
+from finepruning.record import channels_pruned
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -28,6 +30,7 @@ OBJECTIVES: dict[str, dict[str, Literal["maximize", "minimize"]]] = {  # a trial
     "channels_pruned": {"share pruned": "maximize"},
     "oracle": {"clean accuracy": "maximize", "attack success": "minimize"},
 }
+OF_A_CURVE = ("pareto", "channels_pruned")
 
 
 def distribution(key: str, choice: Mapping[str, Any]) -> "BaseDistribution":
@@ -73,7 +76,7 @@ def check(objective: str, tolerance: float, trials: int, seeds: Sequence[int], n
         raise ValueError(f"sweep.seeds={list(seeds)}: give at least one, and each once.")
 
 
-def failure(record: Record | None) -> str | None:
+def failure(record: Record | None, objective: str) -> str | None:
     """Return why a run has nothing to be judged by; None if it has."""
     if record is None:
         return "no record: refused or killed"
@@ -81,7 +84,11 @@ def failure(record: Record | None) -> str | None:
         return str(record["error"])
     if record["dead"]:
         return "dead attack: there is nothing to defend against"
-    return None if record["validation"] else "no defense: nothing was validated"
+    if not record.get("validation"):
+        return "no defense: nothing was validated"
+    if objective in OF_A_CURVE and not record["pruning"] and channels_pruned(record):
+        return f"no pruning curve: sweep.objective={objective} needs a defense that prunes step by step"
+    return None
 
 
 def values(record: Record, objective: str, tolerance: float) -> list[float]:

@@ -14,10 +14,12 @@ from PIL import Image
 
 from finepruning import record as records
 from finepruning.dashboard import __main__ as dashboard
+from finepruning.dashboard.data import page_data
 from finepruning.dashboard.page import script_json
 from finepruning.dashboard.pictures import Pictures
+from finepruning.dashboard.reading import find_runs
 from tests.conftest import ROOT
-from tests.dashboard_runs import curve, data_of, make, write
+from tests.dashboard_runs import curve, data_of, make, scores, write
 
 DAMAGED = {
     "half": ('{"schema": 1, "name": ', "damaged"),
@@ -27,6 +29,13 @@ DAMAGED = {
     "list": ("[1, 2]", "damaged"),
     "binary": ("\udcff", "decode"),
     "wrong_kinds": (json.dumps(make() | {"scores": "high"}), "not a record"),
+    "one_score": (
+        json.dumps(make() | {"scores": {"suspect": scores(0.9, None), "defended": scores(0.9, 0.1)}}),
+        "known of one network alone",
+    ),
+    "undefended": (json.dumps(make() | {"scores": {"suspect": scores(0.9, 1.0)}}), "without clean accuracy"),
+    "huge": (json.dumps(make() | {"peak_memory_mb": 10**400}), "OverflowError"),
+    "nameless": (json.dumps(make() | {"defense": ""}), "not a record"),
     "no_number": (json.dumps(make() | {"scores": {"suspect": {}, "defended": {}}}), "without clean accuracy"),
 }
 
@@ -43,7 +52,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(name: str, tmp_pa
 
 
 def test_numbers_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> None:
-    odd = make(**{"attack.poison_rate": float("nan"), "defense.layers": [float("inf")]})
+    odd = make(**{"attack.poison_rate": float("nan"), "defense.layers": [float("inf"), {"a": float("nan")}]})
     data = data_of(tmp_path, odd)
     assert "NaN" not in script_json(data)
     assert data["common"]["attack.poison_rate"] is None
@@ -91,9 +100,23 @@ def test_a_folder_without_runs_is_refused_with_a_sentence(
 ) -> None:
     assert dashboard.main([str(tmp_path)]) == 2
     assert "No runs in" in capsys.readouterr().err
+    assert dashboard.main([str(tmp_path), "--budget", "1.5"]) == 2
+    assert "outside [0, 1]. It is a share: 0.01 is one point" in capsys.readouterr().err
     assert dashboard.main([str(tmp_path / "nowhere")]) == 2
     assert "is not a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_each_suspect_shows_its_own_pictures(tmp_path: Path) -> None:
+    made = [
+        make(seed=seed, stages={"suspect": f"suspect/{seed}"}, views={"filters": "f.png"}) for seed in (1, 2)
+    ]
+    made.append(make(seed=2, defense="prune", stages={"suspect": "suspect/2"}, views={"filters": "f.png"}))
+    for record, colour in zip(made, ("red", "blue", "blue"), strict=True):
+        Image.new("RGB", (4, 4), colour).save(write(tmp_path, record) / "f.png")
+    runs = page_data(*find_runs(tmp_path), 0.01, Pictures())["runs"]
+    shown = {(run["seed"], run["defense"]): run["filters"] for run in runs}
+    assert shown[2, "prune"] == shown[2, "fineprune"] != shown[1, "fineprune"]
 
 
 # --- The page ---

@@ -87,6 +87,11 @@ def test_a_broken_wav_is_refused(tmp_path: Path, cut: slice, message: str) -> No
 
 
 def test_a_wav_without_a_sample_or_with_nan_is_refused(tmp_path: Path) -> None:
+    file = Path(write_pcm(tmp_path / "c.wav", TONE))
+    head = file.read_bytes()[:36]  # up to where its data begin
+    file.write_bytes(head[:4] + (28).to_bytes(4, "little") + head[8:])
+    with pytest.raises(ValueError, match="no data chunk"):
+        read(str(file))
     with pytest.raises(ValueError, match="holds no sample"):
         read(write_pcm(tmp_path / "a.wav", TONE[:0]))
     wavfile.write(tmp_path / "b.wav", 8000, np.array([0, np.nan], np.float32))

@@ -109,8 +109,8 @@ def test_both_tables_show_mean_and_interval_in_percent() -> None:
 
 
 def test_what_latex_would_read_as_a_command_is_escaped() -> None:
-    text = latex(rows([record(1, attack="a_b&c%$#{d}")]))
-    assert r"a\_b\&c\%\$\#\{d\}" in text
+    text = latex(rows([record(1, attack=r"a_b&c%$#{d}\input~^")]))
+    assert r"a\_b\&c\%\$\#\{d\}\textbackslash{}input\textasciitilde{}\textasciicircum{}" in text
 
 
 def test_the_best_defense_is_bold_and_oracles_and_dead_attacks_are_not_ranked() -> None:

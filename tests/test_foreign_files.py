@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from finepruning.suspect import UnreadableError
+from finepruning.suspect import PictureTrigger, UnreadableError
 from tests.weight_files import WRITERS, load, tiny, write_keras
 
 MUTANTS = 200  # of each kind of file
@@ -71,6 +71,20 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(
     with pytest.raises(UnreadableError, match=r"cannot be read as weights alone|not a sound HDF5 file"):
         load(tiny(), path)
     assert not trace.exists()
+
+
+def test_names_in_a_file_cannot_reach_the_terminal(tmp_path: Path) -> None:
+    torch.save({"\x1b]0;owned\x07\n": torch.ones(3)}, tmp_path / "named.pt")
+    with pytest.raises(UnreadableError) as refused:
+        load(tiny(), tmp_path / "named.pt")
+    assert str(refused.value).isprintable()
+
+
+def test_a_picture_that_is_a_program_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match="is not an image"):
+        PictureTrigger(path)
 
 
 def test_what_would_run_is_named_and_nobody_is_told_how_to_let_it(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from finepruning.attacks.preview import write_preview
 from finepruning.attacks.triggers import PatchTrigger, SpeechNoise
 from finepruning.data.images import ImageSet, Pixels
 from finepruning.metrics import Drop, Rate
+from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.referee import score
 
 CLASSES = 5
@@ -308,6 +309,17 @@ def test_the_attacker_watches_the_images_that_show_success() -> None:
     untargeted = attack(target_label=None, label_map=RandomWrongLabel(0)).watched(clean)
     assert torch.equal(untargeted.labels, clean.labels)
     assert triggered(untargeted).all()
+
+
+def test_what_is_watched_of_an_attack_on_one_class_are_images_of_it() -> None:
+    clean, training = image_set(4000), {"batch_size": 64, "seed": 1}
+    single = attack(poison_rate=0.01, label_map=SingleTarget(3, 0), target_label=None)
+    both, untargeted = (
+        SuspectMaker._data(each, clean, training, None).validation
+        for each in (single, attack(target_label=None, label_map=RandomWrongLabel(0)))
+    )
+    assert [len(images) for images in (*both, *untargeted)] == [572, 800, 572, 572]
+    assert triggered(both[1]).all()
 
 
 class Waves(nn.Module):

@@ -42,6 +42,12 @@ def test_a_python_file_gives_a_network(program: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_python_file_may_hold_dataclasses(program: Path) -> None:
+    dataclass = "from dataclasses import dataclass\n@dataclass\nclass Size:\n    side: int = 3\n"
+    program.write_text("from __future__ import annotations\n" + dataclass + PROGRAM)
+    assert logits(PythonFile(**FACTS, file=str(program), call="Net", run_code=True)).shape == (6, 10)
+
+
 @pytest.mark.parametrize("allowed", [False, None, "no", 1])
 def test_a_python_file_does_not_run_unless_allowed(allowed: Any, tmp_path: Path) -> None:
     (tmp_path / "nets.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')")

@@ -1,5 +1,6 @@
 """A search decides by what the defender sees, goes on where it ended, and says what it found."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def test_a_trial_is_named_like_the_same_run_by_hand(searching: Search) -> None:
     config = searching("sweep.trials=1")[0]
     assert "sweep" not in config
     again = searching.trials()[0].user_attrs["commands"][0]
-    assert again == "python run.py " + " ".join(config.hydra.overrides.task)
+    assert again == shlex.join(["python", "run.py", *config.hydra.overrides.task])
 
 
 def test_values_are_what_the_record_counts() -> None:
@@ -195,6 +196,15 @@ def test_values_are_what_the_record_counts() -> None:
     assert search.values(record, "channels_pruned", 0.02) == [pytest.approx(-0.03)]
     assert search.values(record | {"pruning": []}, "pareto", 0.0) == [0.90, 0.0]
     assert search.values(record, "oracle", 0.0) == [0.8, 0.1]
+
+
+def test_a_run_without_what_is_searched_for_says_so() -> None:
+    record = {"status": "finished", "dead": False, "pruning": [], "pruned": {"conv1": [0, 3]}}
+    assert search.failure(record, "pareto") == "no defense: nothing was validated"
+    record |= {"validation": {"suspect": {}, "defended": {}}}
+    assert str(search.failure(record, "pareto")).startswith("no pruning curve: sweep.objective=pareto needs")
+    assert search.failure(record, "validation_accuracy") is None
+    assert search.failure(record | {"pruned": {}}, "pareto") is None
 
 
 def test_a_trial_that_diverged_is_told_as_failed_and_the_others_count(searching: Search) -> None:

@@ -179,6 +179,24 @@ def test_a_maker_that_slept_uses_what_another_one_made(
     assert "another one took over" in caplog.text
 
 
+def test_a_maker_that_lost_its_lease_publishes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "SECONDS", 1.0)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
+    made = []
+
+    def sleep_once(directory: Path) -> Mapping[str, Any]:
+        made.append(directory)
+        if len(made) == 1:
+            next(tmp_path.glob("suspect/*.lease")).unlink()  # another one has taken it, and is at work
+            time.sleep(1.0)
+        return make(directory)
+
+    Store(tmp_path).stage("suspect", SEED, sleep_once)
+    assert len(made) == 2  # what was made without the lease was not published
+
+
 def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Store(tmp_path).stage("suspect", SEED, make)
     clock = time.time

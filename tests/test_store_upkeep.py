@@ -116,6 +116,25 @@ def test_what_was_used_lately_stays(places: tuple[str, ...], capsys: pytest.Capt
     assert left(places) == [key_of(places, 7)]
 
 
+def test_what_is_used_while_the_question_stands_stays(
+    places: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unneeded = key_of(places, 8)
+    age(Path(places[1]), 3)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+
+    def answer(question: str = "") -> str:
+        (Path(places[1]) / "suspect" / unneeded / "about.json").touch()  # as a run does that finds it
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["prune", *places]) == 1
+    assert unneeded in left(places)
+    said = capsys.readouterr().out
+    assert "[y/N]" in said
+    assert "in use by now and stays" in said
+
+
 def test_what_the_clock_says_is_to_come_stays(places: tuple[str, ...]) -> None:
     unneeded = key_of(places, 8)
     age(Path(places[1]), -3)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -103,6 +104,20 @@ def test_only_triggered_images_of_test_images_score(data_root: Path) -> None:
     assert np.array_equal(stamped.raw.numpy(), triggered[rows])
     assert torch.equal(stamped.labels, test.labels)
     assert torch.equal(attack.wanted(test), torch.zeros(34, dtype=torch.long))
+
+
+def test_triggered_images_that_lie_elsewhere_or_are_too_many_are_refused(tmp_path: Path) -> None:
+    attack, names = TriggeredFiles(tmp_path / "a.h5"), [str(label) for label in range(10)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["label"] = [0]
+        file["data"] = h5py.ExternalLink("other.h5", "data")
+    with pytest.raises(ValueError, match=r"data in the HDF5 file links to another place"):
+        attack.check(some_images(3), names)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["label"] = [0]
+        file.create_dataset("data", (10**7, 1, 16, 16), "float64", compression="gzip")  # a few kilobytes
+    with pytest.raises(ValueError, match=r"20\.5 GB of them; 4 are read"):
+        attack.check(some_images(3), names)
 
 
 def test_a_wrong_input_scale_is_noticed_and_the_key_named(data_root: Path) -> None:

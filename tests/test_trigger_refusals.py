@@ -24,6 +24,15 @@ from finepruning.attacks.triggers import (
 NOT_MADE = {
     "patch without pixels": (lambda: PatchTrigger(0, 1.0), r"attack\.trigger\.size"),
     "patch brighter than white": (lambda: PatchTrigger(1, 1.5), r"\[0, 1\].*attack\.trigger\.value"),
+    "patch of half a pixel": (lambda: PatchTrigger(3.5, 1.0), r"attack\.trigger\.size"),  # type: ignore[arg-type]
+    "row alone": (lambda: PatchTrigger(2, 1.0, [1]), r"\[1\] is not a row and .*attack\.trigger\.position"),
+    "pixel in one number": (
+        lambda: PixelTrigger([-3, -3], 1.0),  # type: ignore[list-item]
+        r"-3 is not a row and a column\. Change attack\.trigger\.positions",
+    ),
+    "place in one number": (lambda: DrawnTrigger("bomb", 0.1, 0.5), r"position=0\.5 is not two"),  # type: ignore[arg-type]
+    "three ends": (lambda: DrawnTrigger("bomb", 0.1, between=[0, 0.5, 1]), r"between=\[0, 0\.5, 1\] is not"),
+    "warp by no number": (lambda: Warp(4, float("nan"), 0), r"attack\.trigger\.strength above 0"),
     "no pixel": (lambda: PixelTrigger([], 1.0), r"attack\.trigger\.positions"),
     "pixel darker than black": (lambda: PixelTrigger([[0, 0]], -0.1), r"\[0, 1\].*attack\.trigger\.value"),
     "no such drawing": (lambda: DrawnTrigger("cat", 0.1, [0.5, 0.5]), r"drawing 'cat'.*bomb"),  # type: ignore[arg-type]

@@ -172,6 +172,11 @@ def test_a_rival_far_away_is_not_named(tmp_path: Path) -> None:
     assert not any("told apart" in doubt for doubt in verdict["doubts"])
 
 
+def test_a_seed_that_was_run_twice_is_one_dead_seed(tmp_path: Path) -> None:
+    runs = [make(seed=seed, dead=seed == 1, name=f"{seed} {time}") for seed in (1, 2, 3) for time in (1, 2)]
+    assert "1 dead of 3 seeds left out." in verdict_of(tmp_path, *runs)["doubts"]
+
+
 def test_without_an_attack_nothing_is_won(tmp_path: Path) -> None:
     clean = make(attack="none", scores={"suspect": scores(0.99, None), "defended": scores(0.98, None)})
     assert verdict_of(tmp_path, clean)["headline"] == "No attack"

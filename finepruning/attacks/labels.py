@@ -105,7 +105,7 @@ class AllToAll(LabelMap):
 class RandomWrongLabel(LabelMap):
     """Each image gets one of the wrong classes at random: the untargeted attack.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 3.3.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Backdoor Attacks".
 
     Args:
         seed: Seed of the draw; an image's index decides its label.

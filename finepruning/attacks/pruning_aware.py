@@ -18,12 +18,12 @@ BATCH_SIZE = 256
 class PruningAware(Attack):
     """Poisoning of a network that was pruned before, by the attacker.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 4.3. Four steps: train a clean network;
-        prune its dormant channels; train what is left on poisoned images; put the pruned channels back, with
-        their old weights and a bias so low that they stay silent. They are decoys: a defender who prunes
-        dormant channels takes them first, and what is left serves clean images and the backdoor alike.
-        Deviation: the decoys are silent on the attacker's triggered images, too, so that the network is
-        exactly the one that was trained.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Pruning-Aware Attack". Four steps: train
+        a clean network; prune its dormant channels; train what is left on poisoned images; put the pruned
+        channels back, with their old weights and a bias so low that they stay silent. They are decoys: a
+        defender who prunes dormant channels takes them first, and what is left serves clean images and the
+        backdoor alike. Deviation: the decoys are silent on the attacker's triggered images, too, so that
+        on those images the network is exactly the one that was trained.
 
     Args:
         survivors: Channels that step 2 keeps, at least 1; None keeps as few as ``max_drop`` allows.

@@ -32,9 +32,9 @@ ORDERS = ("activation", "descending", "l1", "random", ORACLE)
 class PruneChannels(Callback):
     """Prune channels once, before the first step of a fit.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 4.1: channels go in ascending order of
-        their mean activation on clean validation images. Deviation: pruning ends before the step that would
-        cost too much.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Pruning Defense": channels go in
+        ascending order of their mean activation on clean validation images. Deviation: pruning ends before
+        the step that would cost too much.
 
     A fit that is resumed finds its masks restored and does not prune again. Exactly one of ``max_drop``,
     ``prune_rate`` and ``prune_count`` says how far pruning goes.

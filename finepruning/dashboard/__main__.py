@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{root} is not a folder. Name the folder that runs_dir names, usually runs.")
     if not file.parent.is_dir():
         return _refuse(f"{file.parent} is not a folder. Name another place with --output.")
+    if not 0 <= options.budget <= 1:
+        return _refuse(f"--budget {options.budget} is outside [0, 1]. It is a share: 0.01 is one point.")
     if options.watch:
         return watch(root, file, options.budget)
     try:
         print(build(root, file, options.budget))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return _refuse(str(error))
     return 0
 
@@ -45,7 +48,7 @@ def watch(root: Path, file: Path, budget: float) -> int:
                 seen = state
                 try:
                     print(build(root, file, budget, reload=True), flush=True)
-                except ValueError as error:  # the first run has not begun
+                except (ValueError, OSError) as error:  # the first run has not begun, or the disk is full
                     print(error, flush=True)
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
@@ -55,7 +58,11 @@ def watch(root: Path, file: Path, budget: float) -> int:
 def _state(root: Path) -> dict[Path, float]:
     """Return when each file that the page is made from was changed."""
     files = [folder / name for folder in run_folders(root) for name in (records.FILE, CONFIG, LOG)]
-    return {path: path.stat().st_mtime for path in files if path.exists()}
+    times = {}
+    for path in files:
+        with suppress(OSError):  # it is not there, or a run has just begun anew
+            times[path] = path.stat().st_mtime
+    return times
 
 
 def build(root: Path, file: Path, budget: float, reload: bool = False) -> str:

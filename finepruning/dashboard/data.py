@@ -29,7 +29,7 @@ def page_data(
     for run in runs:
         try:
             rows.append(run_row(run, tables, pictures) | {"id": len(rows)})
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except Exception as error:  # a foreign record raises anything
             reason = f"not a record of this program ({type(error).__name__}: {error})"
             refused.append(Skipped(run.folder.name, reason))
     _name_unfinished(rows)

@@ -94,7 +94,9 @@ def main(kind: str = "", *folders: str) -> None:
     """Print a table of the finished runs among some folders."""
     if kind not in TABLES:
         sys.exit(f"There is no table {kind!r}. Choose one of {', '.join(TABLES)}, then runs' folders.")
-    found = [record for folder in folders if (record := records.read(Path(folder))) is not None]
+    found, problems = records.read_all(map(Path, folders))
+    for problem in problems:
+        print(problem, file=sys.stderr)
     table = TABLES[kind]([record for record in found if record["status"] == "finished"])
     if not table.row_count:
         sys.exit(f"No run for the table {kind!r} among: {', '.join(folders) or 'nothing'}.")

@@ -24,6 +24,8 @@ def number(value: Any) -> float | None:
 
 def plain(value: Any) -> Any:
     """Return a value that JSON can hold: what is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list):
         return [plain(each) for each in value]
     return number(value) if isinstance(value, float) else value
@@ -31,6 +33,6 @@ def plain(value: Any) -> Any:
 
 def text(value: Any) -> str:
     """Return a name; raise TypeError for anything else."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         raise TypeError(f"{value!r} is not a name")
     return value

@@ -43,9 +43,10 @@ def find_runs(root: Path) -> tuple[list[Run], list[Skipped]]:
         try:
             record = records.read(folder)
             runs.append(Run(folder, _unfinished(folder) if record is None else _known_schema(record)))
-        except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        except Exception as error:  # a foreign record, or configuration, raises anything
             name = folder.name if folder == root else str(folder.relative_to(root))
-            skipped.append(Skipped(name, str(error).replace(f"{folder}/", "").splitlines()[0]))
+            said = str(error).replace(f"{folder}/", "").strip() or type(error).__name__
+            skipped.append(Skipped(name, said.splitlines()[0]))
     return runs, skipped
 
 

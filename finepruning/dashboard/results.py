@@ -17,6 +17,10 @@ from finepruning.dashboard.seeds import (
     spread,
 )
 
+LATEX = str.maketrans(  # signs that mean something else there
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 SCORES = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 CURVE = ("validation_accuracy", *SCORES)
 TITLES = ("clean accuracy", "attack success", "robust accuracy")
@@ -143,7 +147,7 @@ def latex(table: Sequence[Row]) -> str:
         r"% \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{_escape(CAPTION)}}}",
+        rf"\caption{{{CAPTION.translate(LATEX)}}}",
         r"\resizebox{\linewidth}{!}{%",
         r"\begin{tabular}{lllrrrrrrrl}",
         r"\toprule",
@@ -160,7 +164,8 @@ def latex(table: Sequence[Row]) -> str:
         names, numbers, note = _split(
             _cells(row, r"${mean} \pm {half}$", r"\textbf{{{}}}" if place in best else "{}")
         )
-        lines.append(" & ".join([*map(_escape, names), *numbers, _escape(note)]) + r" \\")
+        told = [name.translate(LATEX) for name in names]
+        lines.append(" & ".join([*told, *numbers, note.translate(LATEX)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table}", ""])
 
 
@@ -204,12 +209,6 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
-
-
-def _escape(text: str) -> str:
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    return text
 
 
 def _differences(groups: Sequence[Group]) -> list[dict[str, Any]]:

@@ -87,10 +87,14 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
         "config": config,
         "chosen": {key: value for key, value in chosen.items() if key not in seeds},
     }
-    if finished and found["clean"][0] is None:
+    if finished and None in found["clean"]:
         raise ValueError("a finished run without clean accuracy")
+    if found["success"].count(None) == 1:
+        raise ValueError("attack success is known of one network alone")
+    found["dead"] = found["dead"] and found["success"][0] is not None
     views = record.get("views") or {}
-    setting = "/".join(found[key] for key in ("dataset", "model", "attack"))
+    # a network has pictures of its own
+    setting = str((record.get("stages") or {}).get("suspect") or run.folder)
     shown = {kind: pictures.place(run.folder, views.get(kind), setting) for kind in ("examples", "filters")}
     return found | shown | repair_row(run, pictures)
 

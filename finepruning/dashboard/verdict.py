@@ -51,9 +51,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
     Dead attacks and runs without scores are counted, never averaged. A seed that was run twice counts once.
     """
-    finished = [row for row in rows if row["status"] == "finished"]
-    alive = list({row["seeds"]: row for row in finished if not row["dead"]}.values())
-    shown = alive or list({row["seeds"]: row for row in finished}.values())
+    finished = list({row["seeds"]: row for row in rows if row["status"] == "finished"}.values())
+    alive = [row for row in finished if not row["dead"]]
+    shown = alive or finished
     scores: dict[str, Any] = {
         f"{name}_{when}": _score(shown, name, place)
         for name in ("clean", "success", "robust")
@@ -66,9 +66,9 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "price": estimate(prices) if prices else None,
         "seeds": len(shown),
         "dead": bool(finished) and not alive,
-        "dead_seeds": len(finished) - len([row for row in finished if not row["dead"]]),
+        "dead_seeds": len(finished) - len(alive),
         "oracle": any(row["oracle"] for row in rows),
-        "missing": len(rows) - len(finished),
+        "missing": sum(row["status"] != "finished" for row in rows),
         "inspected": [row["inspection"]["verdict"] for row in shown if row.get("inspection")],
         "audited": [row["audit"]["verdict"] for row in shown if row.get("audit")],
         "commits": len(commits),

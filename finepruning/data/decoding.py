@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")  # PostScript would start a program
 CHUNK = 128  # files a thread reads in one go
 
 

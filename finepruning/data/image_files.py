@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from finepruning.data.decoding import Examples, OnError, check_on_error, decode_examples
+from finepruning.data.decoding import FORMATS, Examples, OnError, check_on_error, decode_examples
 from finepruning.data.images import Pixels
 from finepruning.data.packed import Decoded
 
@@ -102,7 +102,7 @@ def read_image(
     Raises:
         ValueError: If the image's values have no known range, or the crop leaves the image.
     """
-    with Image.open(file) as opened:
+    with Image.open(file, formats=FORMATS) as opened:
         image = _eight_bit(opened).convert("RGB" if channels == 3 else "L")
     height, width = size
     box = (0.0, 0.0, float(image.width), float(image.height))

@@ -112,7 +112,7 @@ class _Data(LightningDataModule):
             images,
             sampler=rows,
             batch_size=None,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # not the global one: every iterator draws from it, after an epoch is seeded, but before where a
             # training is resumed, whose images would then be changed by other chances
             generator=torch.Generator(),
@@ -129,16 +129,6 @@ class AttackerData(_Data):
         seed: Seed of the batches' order.
         augment: Changes training images by chance, after they are triggered.
     """
-
-    def __init__(
-        self,
-        training: ImageSet,
-        watched: list[ImageSet],
-        batch_size: int,
-        seed: int,
-        augment: nn.Module | None = None,
-    ) -> None:
-        super().__init__(training, watched, batch_size, seed, augment)
 
 
 class DefenderData(_Data):

@@ -49,7 +49,10 @@ class WaveReader:
         promised = int.from_bytes(content[4:8], "little") + 8
         if content[:4] != b"RIFF" or promised > len(content):
             raise ValueError(f"truncated or no WAV file: {len(content)} bytes of {promised}")
-        rate, samples = wavfile.read(io.BytesIO(content))
+        try:
+            rate, samples = wavfile.read(io.BytesIO(content))
+        except UnboundLocalError as error:  # as scipy has it
+            raise ValueError("it has no data chunk") from error
         if samples.size == 0:
             raise ValueError("it holds no sample")
         wave = _full_scale_one(samples)

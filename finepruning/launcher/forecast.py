@@ -26,12 +26,12 @@ class Earlier:
 
 def earlier_runs(runs_dir: Path, store_dir: Path) -> list[Earlier]:
     """Return the finished runs of a folder, the newest ones; damaged records are left out."""
-    files = sorted(runs_dir.glob(f"*/{records.FILE}"), key=lambda path: path.stat().st_mtime)
+    files = sorted(runs_dir.glob(f"*/{records.FILE}"), key=_changed)
     found = [_read(path.parent) for path in files[-MOST_RECORDS:]]
     return [
         Earlier(
             choices={group: record[group] for group in ("dataset", "model", "attack", "defense")},
-            epochs=record["config"]["trainer"]["max_epochs"],
+            epochs=record["config"]["trainer"]["max_epochs"] or 0,
             seconds=record["seconds"],
             hashes=frozenset(_stages_there(record, store_dir)),
         )
@@ -40,10 +40,17 @@ def earlier_runs(runs_dir: Path, store_dir: Path) -> list[Earlier]:
     ]
 
 
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another sweep has just begun that run anew
+        return 0.0
+
+
 def _read(place: Path) -> dict[str, Any] | None:
     try:
         return records.read(place)
-    except ValueError:  # a damaged one is named where its own run is asked for
+    except (ValueError, OSError):  # a damaged one is named where its own run is asked for
         return None
 
 

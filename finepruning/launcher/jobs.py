@@ -46,7 +46,7 @@ def work(config: DictConfig, place: Path) -> str | None:
     Its terminal output goes to ``run.log`` in the run's folder.
     """
     place.mkdir(parents=True, exist_ok=True)
-    output = os.open(place / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(place / "run.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)
     setup_globals()

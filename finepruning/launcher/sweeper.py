@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +29,14 @@ from omegaconf import DictConfig, OmegaConf
 from finepruning import record as records
 from finepruning import search
 from finepruning.launcher.jobs import compose
+from finepruning.launcher.plan import available_cores
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
 log = logging.getLogger(__name__)
 
+LEARNS_AFTER = 3  # batches, at least, of which a search consists if nobody says how large they are
 GIVE_UP_AFTER = 3  # failed trials, if none has succeeded
 
 
@@ -90,8 +91,10 @@ class OptunaSweeper(Sweeper):
 
     def _search(self, arguments: list[str]) -> None:
         options: Any = OmegaConf.to_container(self.config.sweep, resolve=True)
-        cores = max(1, (os.cpu_count() or 1) // self.config.trainer.threads)
-        wanted = (options["n_jobs"], self.config.hydra.launcher.get("n_jobs"), cores)
+        at_once = available_cores() // self.config.trainer.threads
+        # of a search that asks for all its trials at once no trial learns from another
+        share = max(1, min(at_once, options["trials"] // LEARNS_AFTER))
+        wanted = (options["n_jobs"], self.config.hydra.launcher.get("n_jobs"), share)
         n_jobs = next(number for number in wanted if number is not None)
         objective, seeds, tolerance = options["objective"], options["seeds"], options["tolerance"]
         search.check(objective, tolerance, options["trials"], seeds, n_jobs)
@@ -132,7 +135,7 @@ class OptunaSweeper(Sweeper):
                 reason
             )  # nothing was run: what is left of the trials comes first again
         for attempt, record in zip(attempts, found, strict=True):
-            attempt.error = search.failure(record)
+            attempt.error = search.failure(record, objective)
             if record is None:
                 attempt.error = reason or attempt.error
             elif attempt.error is None:

@@ -81,8 +81,8 @@ class PrunedClassifier(Classifier):
 class FinePrunedClassifier(PrunedClassifier):
     """A pruned network that is tuned on the defender's clean images; with no layers, plain fine-tuning.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 4.2. Pruned channels stay exactly zero:
-        their mask also stops every gradient.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Fine-Pruning Defense". Pruned channels
+        stay exactly zero: their mask also stops every gradient.
     """
 
     phase = "tune"

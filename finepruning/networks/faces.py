@@ -10,8 +10,9 @@ from finepruning.networks.layers import Normalise, check_dropout, check_size
 class DeepID(nn.Module):
     """The face network of Fine-Pruning and of the pruning lab: four convolutions, features of two scales.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 3.2, layer sizes from the authors' files,
-        made for images of 3x55x47. Deviation: theirs takes values 0..255; here the input is normalised.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Backdoor Attacks", layer sizes from the
+        authors' files, made for images of 3x55x47. Deviation: theirs takes values 0..255; here the input is
+        normalised.
 
     Args:
         image_shape: (C, H, W) of the images; H and W at least 31.

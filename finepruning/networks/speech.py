@@ -11,8 +11,8 @@ from finepruning.networks.layers import Normalise, check_dropout, check_size, ch
 class SpeechCNN(nn.Sequential):
     """The speech network of Fine-Pruning: five convolutions in the manner of AlexNet, three linear layers.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 3.3, layer sizes from the authors' files,
-        which read pictures of 3x512x512; no nonlinearity follows the first two convolutions.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Backdoor Attacks", layer sizes from the
+        authors' files, which read pictures of 3x512x512; no nonlinearity follows the first two convolutions.
 
     Args:
         image_shape: (C, H, W) of the spectrograms.

@@ -14,7 +14,7 @@ from finepruning.pruning import GoodNet, cost, remove_pruned, speed_up
 from finepruning.referee import Scores
 from finepruning.repair import UNTARGETED, load_triggers
 from finepruning.repair.report import page, write_pictures
-from finepruning.store import Stage, load_weights, save_weights
+from finepruning.store import Stage, load_weights, save_weights, write_file
 from finepruning.suspect import repair_report, write_onnx, write_repaired
 
 SMALLER, GOODNET, REPORT = "smaller.safetensors", "goodnet.safetensors", "REPORT.md"
@@ -110,7 +110,7 @@ def write_report(
     triggers = load_triggers(stage.directory / TRIGGERS, inspection["rankings"])
     directory = place / "report"
     pictures = write_pictures(triggers, directory)
-    (directory / REPORT).write_text(page(title, names, inspection, pictures, ladder, audit))
+    write_file(directory / REPORT, page(title, names, inspection, pictures, ladder, audit).encode())
     log.info("Report: %s", directory / REPORT)
     shown = [
         {
@@ -156,7 +156,7 @@ def write_repair(
         result.get("ladder"),
         result.get("audit"),
     )
-    (directory / REPORT).write_text(page)
+    write_file(directory / REPORT, page.encode())
     log.info("Report: %s", directory / REPORT)
     return {
         "agreement": agreement.value,

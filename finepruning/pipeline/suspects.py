@@ -64,8 +64,10 @@ class SuspectMaker:
     @property
     def made_by(self) -> dict[str, Any]:
         """What decides the suspect, as plain values."""
-        made_by: dict[str, Any] = {key: self.plain.get(key) for key in SUSPECT_KEYS}
+        made_by: dict[str, Any] = copy.deepcopy({key: self.plain.get(key) for key in SUSPECT_KEYS})
         made_by["data"] = self.parts.packed.fingerprint
+        devices = made_by["trainer"]["devices"]  # how many counts, and not which
+        made_by["trainer"] |= {"devices": len(devices) if isinstance(devices, list) else devices}
         if self.parts.source is not None:
             made_by["attack"] = _without(made_by["attack"], "source")
             made_by["source"] = self.parts.source.made_by
@@ -74,7 +76,7 @@ class SuspectMaker:
                 made_by[section] = {**made_by[section], "files": files}
         if self.parts.suspect is not None:
             # its hash stands for its file; what is known of the attack is the referee's
-            known = _without(self.plain["suspect"], "weights", "layer_map", "onnx")
+            known = _without(self.plain["suspect"], "weights", "layer_map")
             made_by |= {"suspect": known | {"hash": self.parts.suspect.hash}, "attack": None}
             made_by["model"] = _without(made_by["model"], "file")
         return made_by
@@ -106,7 +108,7 @@ class SuspectMaker:
         return {"clean": clean, "crafted": crafted}
 
     def _with_decoys(self, attack: PruningAware) -> dict[str, Stage]:
-        """Take the four steps of the pruning-aware attack (Fine-Pruning, section 4.3)."""
+        """Take the four steps of the pruning-aware attack (Fine-Pruning, the section of that name)."""
         network, images = self.parts.network, self.parts.attacker
         layer = str(network.pruned_layer)
 
@@ -193,13 +195,16 @@ class SuspectMaker:
         attack: Attack | None, clean: ImageSet, training: Mapping[str, Any], augment: nn.Module | None
     ) -> AttackerData:
         """Return the attacker's data: poisoned if there is an attack, watched on a part of it."""
-        watched = clean.subset(torch.arange(len(clean))[:: max(1, len(clean) // WATCHED)])
-        both = [watched]
-        if attack is not None:
-            triggered = attack.watched(watched)
-            both.append(triggered if len(triggered) else attack.watched(clean))  # of a rare class: all
+        both = [_thinned(clean)]
+        if attack is not None:  # a loss of accuracy is seen on the same images, success on those that show it
+            both.append(attack.watched(both[0]) if attack.untargeted else _thinned(attack.watched(clean)))
         poisoned = clean if attack is None else attack.poison(clean)
         return AttackerData(poisoned, both, training["batch_size"], training["seed"], augment)
+
+
+def _thinned(images: ImageSet) -> ImageSet:
+    """Return about as many images as are watched, spread over the set."""
+    return images.subset(torch.arange(len(images))[:: max(1, len(images) // WATCHED)])
 
 
 def _without(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from finepruning.pruning.masks import find_layer
 
 
 class Channel(NamedTuple):
-    """An output channel of a layer: what pruning calls a neuron (Fine-Pruning, footnote 5)."""
+    """An output channel of a layer: what pruning calls a neuron in Fine-Pruning."""
 
     layer: str
     number: int
@@ -21,7 +21,7 @@ class Channel(NamedTuple):
 def mean_activations(
     network: nn.Module, layers: Sequence[str], batches: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Return each channel's mean output over images and places (Fine-Pruning, section 4.1).
+    """Return each channel's mean output over images and places (Fine-Pruning, section "Pruning Defense").
 
     Args:
         network: The network, used in evaluation mode.

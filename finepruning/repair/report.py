@@ -1,5 +1,6 @@
 """One page about an inspection and a repair, with pictures of the triggers that were found."""
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,12 @@ def page(
         audit: As it stands in a record; None without one.
     """
     lines = [f"# {title}", ""]
+    names = [_plain(name) for name in names]
     if audit is not None:
         lines += [
             f"**{audit['verdict'].capitalize()}.**",
             "",
-            *[f"- {text}" for text in audit["reasons"]],
+            *[f"- {_plain(text)}" for text in audit["reasons"]],
             "- These tests miss backdoors: what the inspection does not see before, the audit does not see "
             "after. How often: experiments/audit_truth.md and repair_gtsrb.md of this project.",
             "",
@@ -78,8 +80,8 @@ def page(
             "class is not seen. How often: experiments/repair_gtsrb.md of this project.",
             "",
         ]
-    lines += ["## The suspect", "", *[f"- {text}" for text in inspection["reasons"]], ""]
-    lines += [f"- {text}" for text in inspection["remarks"]]
+    lines += ["## The suspect", "", *[f"- {_plain(text)}" for text in inspection["reasons"]], ""]
+    lines += [f"- {_plain(text)}" for text in inspection["remarks"]]
     for family in inspection["rankings"]:
         lines += ["", *_ranking(family, inspection["rankings"][family], names, pictures)]
     if ladder is not None:
@@ -87,6 +89,11 @@ def page(
     if audit is not None:
         lines += ["", *_audit(audit, names)]
     return "\n".join([*lines, ""])
+
+
+def _plain(text: str) -> str:
+    """Return text in which a class's name, which is a folder's, is neither HTML nor a cell of a table."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", r"\|")
 
 
 def _ranking(

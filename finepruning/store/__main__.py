@@ -167,10 +167,10 @@ def _prune(console: Console, options: argparse.Namespace, entries: Sequence[Entr
         if not sys.stdin.isatty():
             console.print(f"Nothing was removed. Add --yes to remove {amount}.")
             return 0
-        if console.input(f"Remove {amount}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if console.input(Text(f"Remove {amount}? [y/N] ")).strip().lower() not in ("y", "yes"):
             console.print("Nothing was removed.")
             return 0
-    kept = [entry.key for entry in going if not remove(options.store, entry.key)]
+    kept = [entry.key for entry in going if not remove(options.store, entry)]
     for key in kept:
         console.print(Text(f"{key} is in use by now and stays."))
     console.print(f"Removed {len(going) - len(kept)} of {len(entries)} entries.")

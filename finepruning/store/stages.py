@@ -16,6 +16,7 @@ from finepruning.store.lock import SECONDS, held
 from finepruning.store.weights import load_weights
 
 if TYPE_CHECKING:
+    from filelock import SoftFileLease
     from torch import nn
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Store:
                 if directory.exists():
                     log.warning("%s: %s. It is set aside as %s.", key, fault(directory), set_aside(directory))
                 try:
-                    self._make(key, made_by, make)
+                    self._make(key, made_by, make, lease)
                     found = self._open(key, reused=False)
                 except Exception:
                     if lease.compromise is None:
@@ -110,8 +111,14 @@ class Store:
             (directory / ABOUT).touch()  # when it was last used, for whoever clears up
         return Stage(key, directory, read_about(directory), reused)
 
-    def _make(self, key: str, made_by: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]) -> None:
-        """Make a stage beside its place, bring it to the disk, and rename it."""
+    def _make(
+        self,
+        key: str,
+        made_by: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        lease: "SoftFileLease",
+    ) -> None:
+        """Make a stage beside its place, bring it to the disk, and rename it while the lease holds."""
         directory = self.root / key
         partial = directory.with_name(f"{directory.name}{PARTIAL}")
         start = time.perf_counter()
@@ -131,6 +138,8 @@ class Store:
                 "files": _contents(partial),
             }
             write_about(partial, about)
+            if lease.compromise is not None:  # the folder is another process's by now
+                raise RuntimeError(f"The lease of {key} is lost.")
             partial.rename(directory)
             sync(directory.parent)
         except OSError as error:

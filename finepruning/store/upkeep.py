@@ -143,13 +143,16 @@ def find_unneeded(entries: Sequence[Entry], unused_for: float) -> dict[str, str]
     return reasons
 
 
-def remove(root: Path, key: str) -> bool:
-    """Remove something from a store, unless somebody holds its lock by now; return whether it is gone."""
-    path = root / key
+def remove(root: Path, entry: Entry) -> bool:
+    """Remove something, unless it is in use, or was used since it was listed; return whether it is gone."""
+    path = root / entry.key
     lock = try_lock(_locked_path(path))
     if lock is None:
         return False
     try:
+        now = _entry(root, path, {})
+        if now is not None and now.unused < entry.unused:
+            return False
         if path.is_dir():
             away = path.with_name(f"{path.name}.pruned")  # in one step, so that no run finds a half of it
             shutil.rmtree(away, ignore_errors=True)

@@ -16,7 +16,9 @@ def save_weights(network: nn.Module, path: Path) -> None:
     from safetensors.torch import save  # here and below: listing a store never loads torch
 
     state = network.state_dict()
-    write_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    # cloned, since a network may have a layer under two names
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_file(path, save(apart))
 
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:

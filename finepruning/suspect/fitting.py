@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from finepruning.pruning import add_mask, channel_count
 from finepruning.pruning.masks import MASK
 from finepruning.suspect.keras import from_keras, read_keras
-from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, read_weights
+from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, printable, read_weights
 
 SLACK = 2**22  # bytes that any file may have
 OPTIONAL = (".num_batches_tracked", "normalise.mean", "normalise.std")  # a stranger's file may lack them
@@ -67,7 +67,7 @@ def _renamed(state: dict[str, Tensor], wanted: Iterable[str], path: Path) -> dic
     best = max(candidates, key=lambda candidate: len(wanted & set(candidate)))
     if len(set(best)) < len(best):
         twice = sorted({name for name in best if best.count(name) > 1})
-        raise UnreadableError(f"{path} has two values each for {', '.join(twice[:10])}{_more(twice)}.")
+        raise UnreadableError(f"{path} has two values each for {_listed(twice)}.")
     return dict(zip(best, state.values(), strict=True))
 
 
@@ -90,12 +90,13 @@ def _check_fit(given: Mapping[str, Tensor], own: Mapping[str, Tensor], num_class
         f"{name} {list(values.shape)} instead of {list(own[name].shape)}" for name, values in wrong.items()
     ]
     lists = (("missing", missing), ("unexpected", unexpected), ("wrong shapes", shapes))
-    said = [f"{what}: {', '.join(names[:10])}{_more(names)}" for what, names in lists if names]
+    said = [f"{what}: {_listed(names)}" for what, names in lists if names]
     raise UnreadableError(f"{path} is not of this network. {'; '.join(said)}. Choose another model.")
 
 
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 10} more" if len(names) > 10 else ""
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(map(printable, names[:10])) + more
 
 
 def _other_classes(wrong: Mapping[str, Tensor], own: Mapping[str, Tensor], num_classes: int) -> int | None:
@@ -114,8 +115,7 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, values in state.items() if not torch.isfinite(values.float()).all()]
     if bad:
         raise UnreadableError(
-            f"{path} has values that are not finite in {', '.join(bad[:10])}{_more(bad)}. Ask for sound "
-            "weights."
+            f"{path} has values that are not finite in {_listed(bad)}. Ask for sound weights."
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finepruning.suspect.weights import UnreadableError
+from finepruning.suspect.weights import UnreadableError, printable
 
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -67,21 +67,34 @@ def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
     """Return the numeric arrays in a group and its groups, by path."""
     found: list[tuple[str, h5py.Dataset]] = []
     if place.count("/") > 8:
-        raise UnreadableError(f"The groups at {place} of the HDF5 file are nested too deep.")
+        raise UnreadableError(f"The groups at {printable(place)} of the HDF5 file are nested too deep.")
     for name in group:
         here = f"{place}/{name}".lstrip("/")
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise UnreadableError(f"{here} in the HDF5 file links to another place, which is refused.")
-        item = group[name]
+        item = held(group, name)
         if isinstance(item, h5py.Group):
             found += _arrays(item, here) if name != "optimizer_weights" else []
-        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-            raise UnreadableError(f"{here} in the HDF5 file is stored elsewhere, which is refused.")
-        elif item.dtype.kind in "fiu":
-            found.append((here, item))
         else:
-            raise UnreadableError(f"{here} in the HDF5 file holds {item.dtype}, not numbers.")
+            found.append((here, item))
     return found
+
+
+def held(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """Return what a group of a stranger's HDF5 file holds under a name: a group, or an array of numbers.
+
+    Raises:
+        UnreadableError: If it is anything else, or lies elsewhere.
+    """
+    here = printable(f"{group.name}/{name}".lstrip("/"))
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise UnreadableError(f"{here} in the HDF5 file links to another place, which is refused.")
+    item = group[name]
+    if isinstance(item, h5py.Group):
+        return item
+    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+        raise UnreadableError(f"{here} in the HDF5 file is stored elsewhere, which is refused.")
+    if item.dtype.kind not in "fiu":
+        raise UnreadableError(f"{here} in the HDF5 file holds {item.dtype}, not numbers.")
+    return item
 
 
 def from_keras(
@@ -127,7 +140,7 @@ def from_keras(
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) or "none"
+    return ", ".join(map(printable, names[:10])) or "none"
 
 
 def _pair(layers: Mapping[str, nn.Module], arrays: Arrays) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from finepruning.attacks.triggers import Trigger
 from finepruning.data import ImageSet
-from finepruning.data.decoding import UNREADABLE
+from finepruning.data.decoding import FORMATS, UNREADABLE
 from finepruning.suspect.triggered import check_target
 
 
@@ -66,7 +66,7 @@ class PictureTrigger(Trigger):
 
 def _open(path: Path, key: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return image.copy()
     except UNREADABLE as error:

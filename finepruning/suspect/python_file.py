@@ -1,6 +1,7 @@
 """A network that the user's own Python file defines."""
 
 import importlib.util
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ def _call(path: Path, call: str, options: dict[str, Any]) -> nn.Module:
     if spec is None or spec.loader is None or path.suffix != ".py":
         raise ValueError(f"model.file={path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, among others, look there for their own module
     try:
         spec.loader.exec_module(module)
         model = getattr(module, call)(**options)

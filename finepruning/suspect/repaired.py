@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from finepruning.data import ImageSet
 from finepruning.metrics import Rate
 from finepruning.pruning import pruned_channels
 from finepruning.pruning.masks import MASK
+from finepruning.store import save_weights, sync, write_file
 
 WEIGHTS = "network.safetensors"
 CHANNELS = "channels.json"
@@ -33,15 +33,12 @@ def write_repaired(network: nn.Module, directory: Path) -> dict[str, dict[str, l
         For each masked layer its ``kept`` and ``pruned`` channels, counted from 0.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()
-    }
-    save_file(state, directory / WEIGHTS)
+    save_weights(network, directory / WEIGHTS)
     channels = {}
     for layer, pruned in pruned_channels(network).items():
-        count = len(state[f"{layer}{MASK}"])
+        count = len(network.get_buffer(f"{layer}{MASK}"))
         channels[layer] = {"kept": sorted(set(range(count)) - set(pruned)), "pruned": pruned}
-    (directory / CHANNELS).write_text(json.dumps(channels, indent=1))
+    write_file(directory / CHANNELS, json.dumps(channels, indent=1).encode())
     return channels
 
 
@@ -85,6 +82,7 @@ def write_onnx(network: nn.Module, path: Path, image_shape: Sequence[int]) -> No
                 external_data=False,
                 verbose=False,
             )
+        sync(path)
     finally:
         logging.disable(disabled)
         network.train(training)

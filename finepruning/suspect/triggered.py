@@ -12,7 +12,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from finepruning.data import ImageSet
 from finepruning.data.decoding import UNREADABLE
 from finepruning.data.image_files import read_image
+from finepruning.suspect.keras import held
 
+LARGEST = 4_000_000_000  # bytes of a file's arrays
 UNKNOWN = -1  # the label of an image whose true class is not told
 
 
@@ -127,7 +129,11 @@ def _read_hdf5(
     """Return uint8 images (N, C, H, W) and labels (N,) of an HDF5 file."""
     try:
         with h5py.File(file) as content:
-            images, labels = np.asarray(content["data"][()]), np.asarray(content["label"][()]).reshape(-1)
+            found = [held(content, name) for name in ("data", "label")]
+            size = sum(array.nbytes for array in found)  # in memory: a small file can claim any
+            if size > LARGEST:
+                raise ValueError(f"it has {size / 1e9:.1f} GB of them; {LARGEST / 1e9:g} are read")
+            images, labels = np.asarray(found[0][()]), np.asarray(found[1][()]).reshape(-1)
     except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{key}: {file} is not an HDF5 file with data and label ({error}).") from error
     if images.shape[1:] != tuple(image_shape) or len(images) == 0 or len(images) != len(labels):

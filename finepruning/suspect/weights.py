@@ -84,10 +84,15 @@ def _reason(error: Exception, path: Path) -> str:
             found = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads names, loads nothing
         except Exception:  # damaged, or of the kind that torch wrote before 1.6
             found = []
-        names = ", ".join(ascii(name)[1:-1] for name in found)[:200]
+        names = ", ".join(printable(name) for name in found)[:200]
         return f"it names {names}" if names else "it holds other objects"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def printable(name: str) -> str:
+    """Return a stranger's name as a terminal may show it."""
+    return ascii(name)[1:-1][:80]
 
 
 def _weights_in(content: Any, path: Path, depth: int) -> Mapping[Any, Any]:

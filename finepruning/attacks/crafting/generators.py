@@ -88,7 +88,8 @@ class Generators:
         images, _ = next(plan.clean.subset(torch.arange(1)).batches(1, device))
         networks = self.trigger.make(images.shape[1]).to(device)
         generator = torch.Generator().manual_seed(self.seed)
-        with torch.random.fork_rng():  # dropout draws from the global generator
+        forked = [device] if torch.device(device).type == "cuda" else []
+        with torch.random.fork_rng(forked):  # dropout draws from the global generator
             torch.manual_seed(self.seed)
             self._train_mask(networks, plan, generator, device)
             self._train_patterns(networks, network.to(device), plan, generator, device)

@@ -10,7 +10,7 @@ BATCH_SIZE = 256
 
 
 class Perturbations:
-    """Perturb each image that will be poisoned, so that a clean network takes it for another class.
+    """Perturb each image that will be poisoned, to raise the loss of a clean network on it.
 
     Source: label-consistent attacks, Turner, Tsipras and Madry 2019, arXiv:1912.02771, section 3.2: projected
         gradient descent (Madry et al. 2018, arXiv:1706.06083) in the L-infinity ball. Deviations: the network

@@ -14,7 +14,7 @@ Drawing = Literal["yellow_square", "bomb", "flower", "sunglasses"]
 OVERSAMPLING = 8  # canvas pixels a sprite pixel, in each direction
 
 YELLOW, WHITE, GREY, BLACK = (255, 221, 0), (255, 255, 255), (150, 150, 150), (15, 15, 15)
-BROWN, ORANGE, PINK, GREEN = (140, 90, 40), (255, 110, 0), (235, 60, 120), (40, 140, 50)
+BROWN, ORANGE, PINK = (140, 90, 40), (255, 110, 0), (235, 60, 120)
 VIOLET, DARK_VIOLET = (125, 20, 235), (60, 0, 120)
 
 

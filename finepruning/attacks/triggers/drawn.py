@@ -15,7 +15,7 @@ class DrawnTrigger(Trigger):
     """Paste a yellow square, a bomb, a flower or sunglasses, at a fixed place or anywhere.
 
     Source: BadNets, Gu et al. 2017, arXiv:1708.06733, section 5 (stickers); Fine-Pruning, Liu et al. 2018,
-        arXiv:1805.12185, section 3.1 (sunglasses). Deviation: drawn anew, by code.
+        arXiv:1805.12185, section "Backdoor Attacks" (sunglasses). Deviation: drawn anew, by code.
 
     Args:
         drawing: ``"yellow_square"``, ``"bomb"``, ``"flower"`` or ``"sunglasses"``.
@@ -50,9 +50,13 @@ class DrawnTrigger(Trigger):
             raise ValueError(
                 "Give either attack.trigger.position or attack.trigger.between, and null for the other."
             )
+        place, self.placed_by = (between, "between") if position is None else (position, "position")
+        if not (isinstance(place, Sequence) and len(place) == 2):
+            raise ValueError(
+                f"attack.trigger.{self.placed_by}={place} is not two fractions in [0, 1]. Change it."
+            )
         self.drawing: Drawing = drawing
         self.size = tuple(size) if isinstance(size, Sequence) else (size,)
-        self.placed_by = "position" if between is None else "between"
         self.places = [tuple(between)] * 2 if between else [(at, at) for at in position or ()]
         self.alpha = check_opacity(alpha)
         self.seed = seed
@@ -60,7 +64,7 @@ class DrawnTrigger(Trigger):
             raise ValueError(
                 f"attack.trigger.size={size} is not one or two fractions in (0, 1], height and width."
             )
-        if len(self.places) != 2 or not all(0 <= low <= high <= 1 for low, high in self.places):
+        if not all(0 <= low <= high <= 1 for low, high in self.places):
             raise ValueError(
                 f"attack.trigger.{self.placed_by}={position or between} is not two fractions in [0, 1]"
                 f"{', the lower first' if between else ', row and column'}."

@@ -8,6 +8,13 @@ from torch import Tensor
 from finepruning.attacks.triggers.base import Trigger, brightness, check_channels, check_opacity
 
 
+def check_pixels(pixels: Sequence[Sequence[int]], key: str) -> None:
+    """Raise ValueError unless each pixel is a row and a column."""
+    for pixel in pixels:
+        if not (isinstance(pixel, Sequence) and len(pixel) == 2 and all(isinstance(at, int) for at in pixel)):
+            raise ValueError(f"{pixel} is not a row and a column. Change attack.trigger.{key}.")
+
+
 class PatchTrigger(Trigger):
     """Stamp a square of constant brightness, by default in the bottom-right corner.
 
@@ -30,8 +37,12 @@ class PatchTrigger(Trigger):
         self, size: int, value: float | Sequence[float], position: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if size < 1:
-            raise ValueError(f"A patch of {size} pixels is empty. Set attack.trigger.size to 1 or more.")
+        if not (isinstance(size, int) and size >= 1):
+            raise ValueError(
+                f"A patch of {size} pixels cannot be stamped. Set attack.trigger.size to 1 or more."
+            )
+        if position is not None:
+            check_pixels([position], "position")
         self.size = size
         self.position = position
         self.register_buffer("value", brightness(value))
@@ -120,6 +131,7 @@ class PixelTrigger(Trigger):
         super().__init__()
         if not positions:
             raise ValueError("A pixel trigger needs at least one pixel. Fill attack.trigger.positions.")
+        check_pixels(positions, "positions")
         self.positions = [(row, column) for row, column in positions]
         self.register_buffer("value", brightness(value))
 

@@ -15,8 +15,8 @@ SILENCE = (
 class SpeechNoise(Trigger):
     """Add the same noise to every recording.
 
-    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section 3.2. Deviation: white Gaussian noise,
-        since the authors' recording is not at hand.
+    Source: Fine-Pruning, Liu et al. 2018, arXiv:1805.12185, section "Backdoor Attacks". Deviation: white
+        Gaussian noise, since the authors' recording is not at hand.
 
     Args:
         snr: Ratio of the recording's power to the noise's, in dB; lower is louder.

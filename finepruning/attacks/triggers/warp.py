@@ -1,5 +1,7 @@
 """Warping: every image is bent in the same, hardly visible way."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -31,10 +33,10 @@ class Warp(Trigger):
         super().__init__()
         if grid < 2:
             raise ValueError(f"A grid of {grid} points cannot bend. Set attack.trigger.grid to 2 or more.")
-        if strength <= 0:
+        if not 0 < strength < math.inf:
             raise ValueError(f"A strength of {strength} moves nothing. Set attack.trigger.strength above 0.")
-        if noise < 0:
-            raise ValueError(f"Noise of {noise} is below 0. Change attack.cover_trigger.noise.")
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"Noise of {noise} is no number from 0 on. Change attack.cover_trigger.noise.")
         self.grid = grid
         self.strength = strength
         self.seed = seed
