@@ -103,8 +103,8 @@ def test_a_drop_compares_each_seed_with_itself() -> None:
 
 
 def test_dead_attacks_and_oracles_are_not_ranked() -> None:
-    dead, oracle = Group((run(1), run(2, dead=True))), Group((run(1, oracle=True),))
-    assert (dead.dead, dead.ranked) == (1, False)
+    dead, oracle = Group((run(1, dead=True), run(2, dead=True))), Group((run(1, oracle=True),))
+    assert (dead.dead, dead.ranked) == (2, False)
     assert (oracle.oracle, oracle.ranked) == (True, False)
 
 
@@ -114,6 +114,15 @@ def test_a_dead_attack_is_not_averaged_with_living_ones() -> None:
     assert found is not None
     assert (found.count, found.mean) == (2, pytest.approx(0.3))
     assert all_dead.counted == all_dead.runs
+
+
+def test_seeds_of_parts_are_seeds_and_a_group_with_one_living_attack_is_ranked() -> None:
+    runs = [run(1, dead=True), run(1), run(1)]
+    for each, seed in zip(runs, (1, 2, 2), strict=True):
+        each["config"]["attack"]["seed"] = seed
+    (group,) = group_by_seed(runs)
+    assert (len(group.runs), group.dead, group.ranked) == (2, 1, True)
+    assert not Group((runs[0],)).ranked
 
 
 def test_nothing_heavy_is_loaded() -> None:

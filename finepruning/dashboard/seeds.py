@@ -88,8 +88,8 @@ class Group:
 
     @property
     def ranked(self) -> bool:
-        """Whether the runs may be compared with others: no dead attack, no oracle."""
-        return not self.dead and not self.oracle
+        """Whether the runs may be compared with others: an attack that lives, no oracle."""
+        return self.dead < len(self.runs) and not self.oracle
 
     def score(self, network: str, name: str) -> Spread | None:
         """Return a score over the counted runs, such as ``"defended", "clean_accuracy"``; None if unknown."""
@@ -119,12 +119,13 @@ def defense_order(defense: str) -> tuple[int, str]:
 def group_by_seed(records: Sequence[Record]) -> list[Group]:
     """Return the finished runs in groups whose configurations differ by seeds alone, in the order given.
 
-    Of several runs with one seed the last one counts: a repetition is no further evidence.
+    Of several runs with the same seeds the last one counts: a repetition is no further evidence.
     """
-    groups: dict[str, dict[int, Record]] = {}
+    groups: dict[str, dict[tuple[int, str], Record]] = {}
     for record in records:
         if record["status"] == "finished":
-            groups.setdefault(setting(record), {})[record["seed"]] = record
+            seeds = record["seed"], json.dumps(_seeds(record["config"]), sort_keys=True)
+            groups.setdefault(setting(record), {})[seeds] = record
     return [Group(tuple(runs[seed] for seed in sorted(runs))) for runs in groups.values()]
 
 
@@ -135,8 +136,19 @@ def setting(record: Record) -> str:
     return json.dumps([choices, _without_seeds(config)], sort_keys=True)
 
 
+def _is_seed(key: Any) -> bool:
+    return key == "seed" or str(key).endswith("_seed")
+
+
+def _seeds(node: Any) -> Any:
+    """Return the seeds of a configuration, as nested as they are."""
+    if not isinstance(node, Mapping):
+        return None
+    inner = {key: value if _is_seed(key) else _seeds(value) for key, value in node.items()}
+    return {key: value for key, value in inner.items() if value is not None} or None
+
+
 def _without_seeds(node: Any) -> Any:
     if isinstance(node, Mapping):
-        kept = {key: value for key, value in node.items() if key != "seed" and not str(key).endswith("_seed")}
-        return {key: _without_seeds(value) for key, value in kept.items()}
+        return {key: _without_seeds(value) for key, value in node.items() if not _is_seed(key)}
     return [_without_seeds(value) for value in node] if isinstance(node, list) else node
