@@ -6,6 +6,7 @@ from torch import Tensor, fx, nn
 
 from finepruning.pruning.graph import NORMS, POOLS, Tracer, layer_of
 from finepruning.pruning.masks import find_layer, plain_class
+from finepruning.pruning.passes import evaluating
 
 
 class Block(NamedTuple):
@@ -46,14 +47,12 @@ def find_block(network: nn.Module, layer: str) -> Block:
         ValueError: If the layer is not the output of a convolution, BatchNorm or none, ReLU and pooling or
             none, or if a bias is missing.
     """
-    training = network.training
     tracer = Tracer()
     try:
-        tracer.trace(network.eval())
+        with evaluating(network):
+            tracer.trace(network)
     except Exception as error:  # whatever a forward raises when it meets symbols
         raise _refusal(layer, f"the network cannot be traced ({error})") from error
-    finally:
-        network.train(training)
     find_layer(network, layer)
     nodes = tracer.outputs.get(layer, [])
     if len(nodes) != 1:

@@ -11,6 +11,7 @@ from finepruning.attacks.block import find_block
 from finepruning.data.images import ImageSet
 from finepruning.pruning import mean_activations, prune_order, prune_until, validation_curve
 from finepruning.pruning.masks import find_layer
+from finepruning.pruning.passes import evaluating
 
 BATCH_SIZE = 256
 
@@ -129,16 +130,14 @@ def _heights(
         found.append((values.mean(1), values.amax(1)))
 
     handle = find_layer(network, layer).register_forward_hook(note)
-    training = network.training
-    network.to(device).eval()
+    sizes = []
     try:
-        sizes = []
-        for images, _ in itertools.chain(*(some.batches(BATCH_SIZE, device) for some in sets)):
-            network(images)
-            sizes.append(len(images))
+        with evaluating(network.to(device)):
+            for images, _ in itertools.chain(*(some.batches(BATCH_SIZE, device) for some in sets)):
+                network(images)
+                sizes.append(len(images))
     finally:
         handle.remove()
-        network.train(training)
     means, highest = (torch.stack(values) for values in zip(*found, strict=True))
     weights = torch.tensor(sizes, dtype=means.dtype, device=means.device) / sum(sizes)
     return (means * weights[:, None]).sum(0), highest.amax(0)

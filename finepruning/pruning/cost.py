@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finepruning.pruning.passes import evaluating
+
 BATCH_SIZE = 64
 ROUNDS = 9
 
@@ -28,11 +30,9 @@ def cost(network: nn.Module, image_shape: Sequence[int]) -> Cost:
         network: Images (B, C, H, W) -> logits; its mode is as before afterwards.
         image_shape: (C, H, W) of the images.
     """
-    training = network.training
     counter = FlopCounterMode(display=False)
-    with counter:
-        network.eval()(torch.zeros(1, *image_shape, device=_device(network)))
-    network.train(training)
+    with counter, evaluating(network):
+        network(torch.zeros(1, *image_shape, device=_device(network)))
     return Cost(sum(weights.numel() for weights in network.parameters()), counter.get_total_flops())
 
 

@@ -17,6 +17,7 @@ from finepruning.metrics import clean_hits
 from finepruning.pruning.affine import AffineTail, affine_tail
 from finepruning.pruning.cut import Cut, cut_at, hooked_cut, is_faithful
 from finepruning.pruning.masks import mask_of
+from finepruning.pruning.passes import evaluating
 from finepruning.pruning.ranking import Channel, mean_activations, prune_order
 from finepruning.pruning.stop import PrunePoint, count_steps
 
@@ -220,15 +221,12 @@ def validation_curve(
         order: Channels in the order in which they go.
         batches: Images (B, C, H, W) and labels (B,) of the defender.
     """
-    training = network.training
-    cut = cut_at(network, layers)
     hits, total = torch.zeros(len(order) + 1, dtype=torch.long), 0
-    try:
+    with evaluating(network):
+        cut = cut_at(network, layers)
         for images, labels in batches:
             hits += clean_hits(step_predictions(cut, images, order), labels)[0].cpu()
             total += len(labels)
-    finally:
-        network.train(training)
     return count_steps(order, hits.tolist(), total)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from finepruning.pruning.graph import CONVOLUTIONS, NORMS, Tracer, find_makers, keeps_channels, layer_of
 from finepruning.pruning.masks import find_layer
+from finepruning.pruning.passes import evaluating
 
 
 class Channel(NamedTuple):
@@ -41,17 +42,15 @@ def mean_activations(
 
         return find_layer(network, layer).register_forward_hook(add)
 
-    training = network.training
     handles = [watch(layer) for layer in layers]
     try:
-        network.eval()
-        for images in batches:
-            network(images)
-            seen += len(images)
+        with evaluating(network):
+            for images in batches:
+                network(images)
+                seen += len(images)
     finally:
         for handle in handles:
             handle.remove()
-        network.train(training)
     return {layer: (totals[layer] / seen).cpu() for layer in layers}
 
 
@@ -98,17 +97,15 @@ def convolution_chains(network: nn.Module) -> list[Chain]:
     Raises:
         ValueError: If it cannot be traced.
     """
-    training = network.training
     tracer = Tracer()
     try:
-        tracer.trace(network.eval())
+        with evaluating(network):
+            tracer.trace(network)
     except Exception as error:  # whatever a stranger's forward raises when it meets symbols
         raise ValueError(
             f"The network cannot be traced ({error}), so that nobody knows what follows its convolutions. "
             "Choose another defense, or name layers in defense.layers."
         ) from error
-    finally:
-        network.train(training)
     named: dict[fx.Node, str] = {}
     for name, nodes in tracer.outputs.items():  # a layer comes before the container that it ends
         if len(nodes) == 1:
@@ -172,17 +169,15 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
     Raises:
         ValueError: If the weights cannot be found.
     """
-    training = network.training
     tracer = Tracer()
     try:
-        tracer.trace(network.eval())
+        with evaluating(network):
+            tracer.trace(network)
     except Exception as error:  # whatever a stranger's forward raises when it meets symbols
         raise ValueError(
             f"The weights of a channel cannot be found: the network cannot be traced ({error}). Set "
             "defense.order to activation."
         ) from error
-    finally:
-        network.train(training)
     norms = {}
     for layer in layers:
         find_layer(network, layer)

@@ -16,6 +16,7 @@ from finepruning.pruning.graph import (
     leaves_channels_apart,
 )
 from finepruning.pruning.masks import mask_of, pruned_channels, remove_mask
+from finepruning.pruning.passes import evaluating
 
 TOLERANCE = 1e-5  # of the largest logit, at least of 1
 
@@ -214,16 +215,12 @@ def _check(network: nn.Module, smaller: nn.Module, layer: str, image_shape: Sequ
     """Compare both networks on random images."""
     device = mask_of(network, layer).device
     images = torch.rand(4, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    training = network.training
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, allow_tf32=False
-        ):  # its rounding is larger than the tolerance
-            expected, logits = network.eval()(images), smaller(images)
+        # TF32 rounds by more than the tolerance
+        with evaluating(network), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            expected, logits = network(images), smaller(images)
     except RuntimeError as error:
         raise _refusal(layer, f"the network counts on their number ({error})") from error
-    finally:
-        network.train(training)
     difference = float((expected - logits).abs().max())
     if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
         raise _refusal(layer, f"the smaller network's logits differ by {difference:.1e}")
