@@ -93,6 +93,8 @@ def test_a_job_asks_for_what_its_own_data_set_and_trainer_need() -> None:
         [each.launcher[key] for key in ("cpus_per_task", "tasks_per_node", "gpus_per_node")] for each in jobs
     ]
     assert asked == [[1, 1, None], [3, 1, None], [1, 2, 2]]
+    ray = composed("hydra/launcher=ray", "trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=3")
+    assert Job("", ray, Path()).launcher["ray"]["remote"]["num_cpus"] == 6  # of both its processes
     again = job("trainer.threads=3", "defense=none")
     assert alike([*jobs, again]) == [[jobs[0]], [jobs[1], again], [jobs[2]]]
 
