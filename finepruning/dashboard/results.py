@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finepruning.dashboard.plain import flat
 from finepruning.dashboard.seeds import (
     Group,
     Spread,
@@ -216,16 +217,7 @@ def _differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
     settings = []
     for group in groups:
         choices, config = json.loads(setting(group.runs[0]))
-        settings.append({"model": choices["model"]} | _flat(config))
+        settings.append({"model": choices["model"]} | flat(config))
     keys = dict.fromkeys(key for each in settings for key in each)
     differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
     return [{key: each[key] for key in differing if each.get(key) is not None} for each in settings]
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {path: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{path}.{key}" if path else str(key))
-    return found
