@@ -48,7 +48,7 @@ def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """
     found, problems = [], []
     for folder in folders:
-        for path in sorted(folder.rglob(FILE), key=_changed):
+        for path in sorted(folder.rglob(FILE), key=changed):
             try:
                 record = read(path.parent)
                 if record is not None:
@@ -58,7 +58,8 @@ def read_all(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     return found, problems
 
 
-def _changed(path: Path) -> tuple[float, Path]:
+def changed(path: Path) -> tuple[float, Path]:
+    """Return what sorts files by when they were last changed."""
     try:
         return path.stat().st_mtime, path
     except OSError:  # its run has just begun anew

@@ -19,7 +19,7 @@ def test_a_wrong_input_scale_is_noticed_and_the_key_named(data_root: Path) -> No
     assert scale_warning(lab_network(data_root, 1), images, PEOPLE) is None
     warning = scale_warning(lab_network(data_root, 255), images, PEOPLE)
     assert warning is not None
-    assert "With suspect.white=1 it would be 95.0%" in warning
+    assert "With suspect.white=1 suspect.mean=0 suspect.std=1 it would be 95.0%" in warning
 
 
 def test_the_usual_mean_and_deviation_are_tried(digits: ImageSet) -> None:
@@ -35,7 +35,9 @@ def test_the_usual_mean_and_deviation_are_tried(digits: ImageSet) -> None:
     network.normalise.mean.fill_(2.0)
     warning = scale_warning(network, digits, 10)
     assert warning is not None
-    assert re.search(r"With suspect.mean=\[0.30\d\] suspect.std=\[0.3[12]\d\] it would be [89]", warning)
+    assert re.search(
+        r"With suspect.white=1 suspect.mean=\[0.30\d\] suspect.std=\[0.3[12]\d\] it would be [89]", warning
+    )
 
 
 def test_trying_another_scale_leaves_the_network_as_it_was() -> None:

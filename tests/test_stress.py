@@ -204,16 +204,17 @@ def test_scoring_rungs_asks_nothing_of_the_training_images() -> None:
 def test_the_control_of_an_attack_with_a_picture_is_the_suspect_of_none(tmp_path: Path) -> None:
     Image.new("L", (16, 16), 255).save(tmp_path / "picture.png")
     picture = f"attack.trigger.picture={tmp_path / 'picture.png'}"
-    keys = []
-    for chosen in (("attack=blended", picture), ("attack=none",)):
+    keys: list[Any] = []
+    store = SimpleNamespace(stage=lambda *key: keys.append(key[:2]))
+
+    def built(*chosen: str) -> tuple[Any, Any]:
         config = composed("dataset.size=16", f"store_dir={tmp_path}", "name=a", "group=b", *chosen)
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        parts, store = build_parts(config), SimpleNamespace(stage=lambda *key: keys.append(key[:2]))
-        if chosen == ("attack=none",):
-            SuspectMaker(plain, parts, store, pytest.fail, "cpu").make()
-        else:
-            assert parts.files
-            make_control(plain, parts, store, pytest.fail, "cpu")
+        return OmegaConf.to_container(config, resolve=True), build_parts(config)
+
+    plain, parts = built("attack=blended", picture)
+    assert parts.files
+    make_control(plain, parts, store, pytest.fail, "cpu")
+    SuspectMaker(*built("attack=none"), store, pytest.fail, "cpu").make()
     assert keys[0] == keys[1]
 
 

@@ -26,7 +26,7 @@ class Earlier:
 
 def earlier_runs(runs_dir: Path, store_dir: Path) -> list[Earlier]:
     """Return the finished runs of a folder, the newest ones; damaged records are left out."""
-    files = sorted(runs_dir.glob(f"*/{records.FILE}"), key=_changed)
+    files = sorted(runs_dir.glob(f"*/{records.FILE}"), key=records.changed)
     found = [_read(path.parent) for path in files[-MOST_RECORDS:]]
     return [
         Earlier(
@@ -38,13 +38,6 @@ def earlier_runs(runs_dir: Path, store_dir: Path) -> list[Earlier]:
         for record in found
         if record is not None and record["status"] == "finished"
     ]
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # another sweep has just begun that run anew
-        return 0.0
 
 
 def _read(place: Path) -> dict[str, Any] | None:

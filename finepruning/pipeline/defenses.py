@@ -52,7 +52,8 @@ class _Defender:
         options = dict(values)
         tuner = _tuner(options.pop("_target_"))
         max_epochs, batch_size = options.pop("max_epochs"), options.pop("batch_size")
-        if not (isinstance(max_epochs, int) and isinstance(batch_size, int) and max_epochs >= 0 < batch_size):
+        whole = isinstance(max_epochs, int) and isinstance(batch_size, int)
+        if not whole or max_epochs < 0 or batch_size < 1:
             raise ValueError(
                 f"max_epochs={max_epochs} and batch_size={batch_size} are no way to tune. Set "
                 "defense.tuning.max_epochs to 0 or more and batch_size to 1 or more."

@@ -304,8 +304,12 @@ class Repairs:
             logs = f"defended/{place.parent.name}/{place.name}"
             try:
                 self.fit(
-                    *(tuning.module, tuning.data, tuning.callbacks, place),
-                    **{"logs": logs, "max_epochs": tuning.max_epochs},
+                    tuning.module,
+                    tuning.data,
+                    tuning.callbacks,
+                    place,
+                    logs=logs,
+                    max_epochs=tuning.max_epochs,
                 )
             finally:
                 # a ladder keeps its modules, and each would keep its trainer, with the optimizer's momenta

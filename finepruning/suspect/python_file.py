@@ -105,6 +105,7 @@ def _call(path: Path, call: str, options: dict[str, Any]) -> nn.Module:
         spec.loader.exec_module(module)
         model = getattr(module, call)(**options)
     except Exception as error:  # whatever the user's file raises
+        del sys.modules[spec.name]
         raise ValueError(
             f"{path} does not give a network by {call} ({type(error).__name__}: {error}). Change model.file, "
             "model.call or model.options."

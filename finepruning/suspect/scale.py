@@ -78,13 +78,13 @@ def scale_warning(network: nn.Module, images: ImageSet, num_classes: int) -> str
 def _usual(images: ImageSet) -> Iterator[tuple[str, list[float], list[float]]]:
     """Yield what networks are usually fed: keys with their values, and mean and deviation in [0, 1]."""
     channels = images.image_shape[0]
-    yield "suspect.white=1", [0.0] * channels, [1.0] * channels
-    yield "suspect.white=255", [0.0] * channels, [1 / 255] * channels
-    yield "suspect.mean=0.5 suspect.std=0.5", [0.5] * channels, [0.5] * channels
+    yield "suspect.white=1 suspect.mean=0 suspect.std=1", [0.0] * channels, [1.0] * channels
+    yield "suspect.white=255 suspect.mean=0 suspect.std=1", [0.0] * channels, [1 / 255] * channels
+    yield "suspect.white=1 suspect.mean=0.5 suspect.std=0.5", [0.5] * channels, [0.5] * channels
     for mean, std in (channel_statistics(images), *([IMAGENET] if channels == 3 else [])):
         mean, std = ([round(value, 3) for value in values] for values in (mean, std))
         listed = (",".join(f"{value:g}" for value in values) for values in (mean, std))
-        yield "suspect.mean=[{}] suspect.std=[{}]".format(*listed), mean, std
+        yield "suspect.white=1 suspect.mean=[{}] suspect.std=[{}]".format(*listed), mean, std
 
 
 def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
