@@ -9,12 +9,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from finepruning.data import ImageSet
+from finepruning.data import BATCH_SIZE, ImageSet
 from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, rejected_hits, robust_hits
 from finepruning.pruning import Channel, activation_change, cut_at, prune_order, step_predictions
 
 DEAD_BELOW = 0.5
-BATCH_SIZE = 256
 NO_CLASS = -2  # never predicted
 
 
@@ -187,7 +186,7 @@ def trigger_change_order(
     """
     network.to(device).eval()
     clean, triggered = (
-        (images for images, _ in images.batches(BATCH_SIZE, device)) for images in (test, attack.stamp(test))
+        (images for images, _ in images.batches(device=device)) for images in (test, attack.stamp(test))
     )
     change = activation_change(network, layers, clean, triggered)
     return prune_order(change, descending=True, joint=joint)
@@ -202,13 +201,13 @@ def _count(
 ) -> dict[str, list[Rate]]:
     """Return every rate of each step; ``predict`` gives predictions (steps, B) for images (B, C, H, W)."""
     tallies: defaultdict[str, _Tally] = defaultdict(_Tally)
-    for images, labels in test.batches(BATCH_SIZE, device):
+    for images, labels in test.batches(device=device):
         predictions = predict(images)
         tallies["clean_accuracy"].add(clean_hits(predictions, labels))
         tallies["clean_rejected"].add(rejected_hits(predictions, extra_class, torch.ones_like(labels).bool()))
     if attack is not None:
         attacker_labels = attack.wanted(test).to(device).split(BATCH_SIZE)
-        batches = attack.stamp(test).batches(BATCH_SIZE, device)
+        batches = attack.stamp(test).batches(device=device)
         for (images, labels), wanted in zip(batches, attacker_labels, strict=True):
             predictions = predict(images)
             tallies["attack_success_rate"].add(attack_hits(predictions, labels, wanted))

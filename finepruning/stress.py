@@ -10,8 +10,6 @@ from finepruning.data import ImageSet
 from finepruning.metrics import Drop, Rate
 from finepruning.referee import Scores, Triggering, score
 
-BATCH_SIZE = 256
-
 
 @dataclass(frozen=True)
 class Retune:
@@ -274,7 +272,7 @@ def score_perturbed(
 
 def whole(images: ImageSet, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return all images (N, C, H, W) of a set and their labels (N,)."""
-    pairs = list(images.batches(BATCH_SIZE, device))
+    pairs = list(images.batches(device=device))
     return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
 

@@ -162,6 +162,10 @@ def test_only_the_parts_that_decide_a_network_change_its_hash() -> None:
     config = {"seed": 1, "model": {"width": 4}, "defense": {"max_drop": 0.1}, "name": "x"}
     assert suspect_hash(config) == suspect_hash(config | {"name": "y", "defense": None})
     assert suspect_hash(config) != suspect_hash(config | {"seed": 2})
+    quarter, half = ({**config, "defender": {"fraction": 0.1, "validation_share": s}} for s in (0.25, 0.5))
+    assert suspect_hash(quarter) == suspect_hash(half)
+    assert defended_hash(quarter) != defended_hash(half)
+    assert suspect_hash(half) != suspect_hash(half | {"defender": {"fraction": 0.2}})
     assert defended_hash(config) != defended_hash(config | {"defense": {"max_drop": 0.2}})
     assert defended_hash(config) != defended_hash(config | {"seed": 2})
     assert defended_hash(config | {"defense": None}) is None

@@ -40,6 +40,15 @@ def test_a_sweep_of_four_defenses_trains_the_attack_once(tmp_path: Path) -> None
     assert str(tmp_path / "runs") in done.stderr + done.stdout
 
 
+def test_another_share_to_decide_with_repairs_the_same_suspect(quick_run: RunHere) -> None:
+    stages = [
+        quick_run("defense=prune", f"defender.validation_share={share}")["stages"] for share in (0.3, 0.6)
+    ]
+    assert stages[0]["suspect"] == stages[1]["suspect"]
+    assert stages[0]["defended"] != stages[1]["defended"]
+    assert quick_run("defense=prune", "defender.fraction=0.2")["stages"]["suspect"] != stages[0]["suspect"]
+
+
 def test_a_record_holds_what_a_reviewer_asks_for(quick_run: RunHere) -> None:
     record = quick_run("defense=fineprune")
     for key in ("schema", "name", "dataset", "model", "attack", "defense", "seed", "commit", "versions"):

@@ -13,8 +13,6 @@ from finepruning.pruning import mean_activations, prune_order, prune_until, vali
 from finepruning.pruning.masks import find_layer
 from finepruning.pruning.passes import evaluating
 
-BATCH_SIZE = 256
-
 
 class PruningAware(Attack):
     """Poisoning of a network that was pruned before, by the attacker.
@@ -76,11 +74,11 @@ class PruningAware(Attack):
             ValueError: If no channel can go, or none would be left.
         """
         network.to(device)
-        images_only = (images for images, _ in clean.batches(BATCH_SIZE, device))
+        images_only = (images for images, _ in clean.batches(device=device))
         order = prune_order(mean_activations(network, [layer], images_only))
         if self.survivors is not None:
             return [channel.number for channel in order[: len(order) - self.survivors]]
-        curve = validation_curve(network, [layer], order, clean.batches(BATCH_SIZE, device))
+        curve = validation_curve(network, [layer], order, clean.batches(device=device))
         count = prune_until(curve, self.max_drop)
         if count in (0, len(order)):
             what, change = ("none", "Raise") if count == 0 else ("all", "Lower")
@@ -133,7 +131,7 @@ def _heights(
     sizes = []
     try:
         with evaluating(network.to(device)):
-            for images, _ in itertools.chain(*(some.batches(BATCH_SIZE, device) for some in sets)):
+            for images, _ in itertools.chain(*(some.batches(device=device) for some in sets)):
                 network(images)
                 sizes.append(len(images))
     finally:

@@ -13,8 +13,6 @@ from finepruning.attacks.triggers import Trigger
 from finepruning.data.images import ImageSet
 from finepruning.pruning import mean_activations
 
-BATCH_SIZE = 256
-
 
 class Transfer(Attack):
     """A backdoor that comes with a network trained on other data, of which only the linear layers are new.
@@ -108,9 +106,7 @@ class Transfer(Attack):
         """Return the share of each channel's activation (channels,) that triggered images have, in [0, 1]."""
         network.to(device)
         before, after = (
-            mean_activations(network, [layer], (images for images, _ in some.batches(BATCH_SIZE, device)))[
-                layer
-            ]
+            mean_activations(network, [layer], (images for images, _ in some.batches(device=device)))[layer]
             for some in (clean, self.stamp(clean))
         )
         return torch.where(after > 0, after / (before + after), 0.0)

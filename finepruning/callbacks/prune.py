@@ -24,7 +24,6 @@ from finepruning.pruning import (
 )
 from finepruning.pruning.masks import mask_of
 
-BATCH_SIZE = 256
 ORACLE = "trigger_change"
 ORDERS = ("activation", "descending", "l1", "random", ORACLE)
 
@@ -106,11 +105,9 @@ class PruneChannels(Callback):
             raise TypeError("PruneChannels sees the defender's images only: give Trainer.fit a DefenderData.")
         validation = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
         network, layers = pl_module.network, pl_module.layers
-        images_only = (images for images, _ in validation.batches(BATCH_SIZE, pl_module.device))
+        images_only = (images for images, _ in validation.batches(device=pl_module.device))
         order = self.rank(network, layers, images_only)
-        self.curve = validation_curve(
-            network, layers, order, validation.batches(BATCH_SIZE, pl_module.device)
-        )
+        self.curve = validation_curve(network, layers, order, validation.batches(device=pl_module.device))
         self.channels_pruned = self.stop(self.curve)
         self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))  # the first process decides
         order = self.order

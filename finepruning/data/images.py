@@ -1,5 +1,6 @@
 """Sets of images: rows of a packed tensor, made into batches whole."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -7,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+BATCH_SIZE = 256  # where the size changes no result, only speed and memory
 
 
 class Pixels(nn.Module):
@@ -67,6 +70,11 @@ class ImageSet(Dataset[RawBatch]):
         channels, height, width = image.shape
         return channels, height, width
 
+    @property
+    def rows_hash(self) -> str:
+        """Hash of the rows that belong to this set, in its order."""
+        return hashlib.sha256(self.index.numpy().tobytes()).hexdigest()[:16]
+
     def __getitem__(self, rows: Tensor) -> RawBatch:
         """Return the raw batch of ``rows`` (B,), places in this set."""
         index = self.index[rows]
@@ -90,7 +98,9 @@ class ImageSet(Dataset[RawBatch]):
         images: Tensor = self.signal(self._stamp("waveform", values, batch))
         return self._stamp("pixels", images, batch)
 
-    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int = BATCH_SIZE, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) in order, on ``device``."""
         for start in range(0, len(self), batch_size):
             rows = torch.arange(start, min(start + batch_size, len(self)))

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-# what decides a suspect; pipeline.suspects.SUSPECT_KEYS with the data in place of their fingerprint
-SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "defender", "seed")
+# what decides a suspect, beside its share of images: pipeline.suspects.SUSPECT_KEYS, and whence the data come
+SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "seed")
 GPU_ACCELERATORS = ("gpu", "cuda")
 
 
@@ -72,7 +72,8 @@ class Outcome:
 
 def suspect_hash(config: Mapping[str, Any]) -> str:
     """Return a hash of the parts of a plain configuration that decide the suspect."""
-    return _hash({key: config.get(key) for key in SUSPECT_PARTS})
+    parts = {key: config.get(key) for key in SUSPECT_PARTS}
+    return _hash(parts | {"fraction": config.get("defender", {}).get("fraction")})
 
 
 def start_hash(config: Mapping[str, Any]) -> str | None:
@@ -91,7 +92,9 @@ def start_hash(config: Mapping[str, Any]) -> str | None:
 
 def defended_hash(config: Mapping[str, Any]) -> str | None:
     """Return a hash of the parts that decide the defended network; None without a defense."""
-    return _hash([suspect_hash(config), config["defense"]]) if config.get("defense") else None
+    if not config.get("defense"):
+        return None
+    return _hash([suspect_hash(config), config["defense"], config.get("defender")])
 
 
 def _hash(parts: Any) -> str:

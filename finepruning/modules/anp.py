@@ -16,8 +16,6 @@ from finepruning.pruning.passes import frozen_statistics
 from finepruning.repair.anp import find_neurons, prune_by_threshold, scaled_weights, thresholds, worsen
 from finepruning.repair.ladder import correct, paired_loss
 
-BATCH_SIZE = 256
-
 
 class ANPClassifier(FinePrunedClassifier):
     """Adversarial neuron pruning: a mask value for each channel is learned, then the lowest are pruned.
@@ -101,7 +99,7 @@ class ANPClassifier(FinePrunedClassifier):
         self.to(self.trainer.strategy.root_device)  # the trainer has just moved it to the CPU
 
         def hits() -> Tensor:
-            return correct(self.network, data.validation[0].batches(BATCH_SIZE, self.device))
+            return correct(self.network, data.validation[0].batches(device=self.device))
 
         before, values = hits(), [value.detach() for value in self.values]
         threshold = prune_by_threshold(

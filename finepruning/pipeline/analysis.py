@@ -16,7 +16,7 @@ from finepruning.pruning import (
     pruned_channels,
     set_pruned,
 )
-from finepruning.referee import BATCH_SIZE, Triggering, score, score_steps
+from finepruning.referee import Triggering, score, score_steps
 
 
 def score_curve(
@@ -81,7 +81,7 @@ def analyse_layers(
     """
     network = copy.deepcopy(network).to(device).eval()
     layers = list(layers or convolution_outputs(network))
-    curves = prune_alone(network, layers, lambda: validation.batches(BATCH_SIZE, device))
+    curves = prune_alone(network, layers, lambda: validation.batches(device=device))
     rows = []
     for layer, curve in curves.items():
         before = pruned_channels(network).get(layer, [])

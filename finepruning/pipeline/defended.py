@@ -46,6 +46,7 @@ class DefenseMaker:
         assert defense is not None
         stages: dict[str, Stage] = {}
         network = suspect.load_into(defense.module.network)
+        made_by = {**made_by, "defender": self.plain["defender"]}
         if repairs is not None:
             seen = {**made_by, "inspection": self.plain["defense"]["inspection"]}
             inspect = functools.partial(repairs.inspect, network)

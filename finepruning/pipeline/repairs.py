@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 TRIGGERS = "triggers.safetensors"
 KEPT = 8  # triggers of each ranking that are kept as files
-BATCH_SIZE = 256
 FEW = 100  # images that decide, below which a single one is more than a point
 BLIND = "no trigger was found"
 NOT_FOUND = (
@@ -319,9 +318,7 @@ class Repairs:
     def _right(self, network: nn.Module) -> Tensor:
         """Return which images of the folds, one fold after the other, a network gets right."""
         network.to(self.device)
-        found = [
-            correct(network, fold.images.batches(BATCH_SIZE, self.device)) for fold in self.defense.folds
-        ]
+        found = [correct(network, fold.images.batches(device=self.device)) for fold in self.defense.folds]
         return torch.cat(found)
 
     def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
@@ -329,11 +326,11 @@ class Repairs:
         rows = torch.arange(len(images))
         if len(rows) > self.inspection.sample:
             rows = (torch.arange(self.inspection.sample) * len(rows)) // self.inspection.sample
-        pairs = list(images.subset(rows).batches(BATCH_SIZE, self.device))
+        pairs = list(images.subset(rows).batches(device=self.device))
         return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
     def _validation(self) -> Any:
-        return self.defense.data.validation[0].batches(BATCH_SIZE, self.device)
+        return self.defense.data.validation[0].batches(device=self.device)
 
 
 def _rung_record(rung: Rung, loss: PairedLoss, max_drop: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from finepruning.store import WEIGHTS, Stage, Store, save_weights, write_file
 
 log = logging.getLogger(__name__)
 
-SUSPECT_KEYS = ("model", "attack", "training", "trainer", "defender", "seed")  # beside the data
+SUSPECT_KEYS = ("model", "attack", "training", "trainer", "seed")  # beside the attacker's images
 CRAFTED = "crafted.safetensors"
 WATCHED = 512  # training images that the attacker scores after each epoch
 
@@ -66,6 +66,7 @@ class SuspectMaker:
         """What decides the suspect, as plain values."""
         made_by: dict[str, Any] = copy.deepcopy({key: self.plain.get(key) for key in SUSPECT_KEYS})
         made_by["data"] = self.parts.packed.fingerprint
+        made_by["rows"] = self.parts.attacker.rows_hash  # and not how the defender splits the others
         devices = made_by["trainer"]["devices"]  # how many counts, and not which
         made_by["trainer"] |= {"devices": len(devices) if isinstance(devices, list) else devices}
         if self.parts.source is not None:

@@ -96,6 +96,6 @@ def agreement(first: nn.Module, second: nn.Module, images: ImageSet) -> Rate:
     second.eval()
     hits = sum(
         int((first(batch).argmax(-1) == second(batch).argmax(-1)).sum())
-        for batch, _ in images.batches(256, device)
+        for batch, _ in images.batches(device=device)
     )
     return Rate(hits, len(images))

@@ -90,7 +90,7 @@ def _usual(images: ImageSet) -> Iterator[tuple[str, list[float], list[float]]]:
 def _accuracy(network: nn.Module, images: ImageSet) -> Rate:
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
     network.eval()
-    hits = sum(int(clean_hits(network(x).argmax(-1), y)[0]) for x, y in images.batches(256, device))
+    hits = sum(int(clean_hits(network(x).argmax(-1), y)[0]) for x, y in images.batches(device=device))
     return Rate(hits, len(images))
 
 

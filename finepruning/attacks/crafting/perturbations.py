@@ -6,8 +6,6 @@ from torch.nn import functional
 
 from finepruning.attacks.crafting.base import Plan, check_steps, fixed
 
-BATCH_SIZE = 256
-
 
 class Perturbations:
     """Perturb each image that will be poisoned, to raise the loss of a clean network on it.
@@ -44,7 +42,7 @@ class Perturbations:
         poisoned = plan.clean.subset(plan.poisoned)
         generator = torch.Generator().manual_seed(self.seed)
         found = []
-        for images, labels in poisoned.batches(BATCH_SIZE, device):
+        for images, labels in poisoned.batches(device=device):
             chance = torch.rand(images.shape, generator=generator).to(images)
             start = self.epsilon * (2 * chance - 1)
             found.append(perturb(network, images, labels, start, self.epsilon, self.step, self.steps).cpu())
