@@ -9,19 +9,20 @@ import torch
 
 from finepruning.data.images import ImageSet, Pixels
 from finepruning.metrics import Rate
-from finepruning.pipeline.repairs import TRIGGERS, Repairs
+from finepruning.pipeline.inspector import TRIGGERS, Inspector
 from finepruning.record import STANDS_OUT
 from finepruning.repair import Inspection, Rankings, rankings_record, save_triggers
 from tests.test_inversion import NAMES, BreaksTowardOne, ByMeans, grey_images, rankings
 
+LIMIT = 0.2  # success of an old trigger from which it is evidence
 
-def repairs(inspection: Inspection) -> Repairs:
+
+def inspector(**options: Any) -> Inspector:
     images, labels = grey_images()
     labels[0] = 1  # the network says 0 of all
     held = ImageSet.whole((255 * images).round().to(torch.uint8), labels, Pixels())
-    defense = SimpleNamespace(data=SimpleNamespace(training=held, validation=[held]))
-    options = {"audit": {"max_success": 0.2}}
-    return Repairs(defense, inspection, NAMES, options, lambda *_, **__: None, "cpu")
+    data: Any = SimpleNamespace(training=held, validation=[held])
+    return Inspector(Inspection(**options), data, NAMES, "cpu")
 
 
 def inspected(
@@ -35,8 +36,7 @@ def inspected(
 
 
 def test_a_search_that_breaks_is_told_and_no_audit_passes_by_it(tmp_path: Path) -> None:
-    inspection = Inspection(search={"steps": 60, "images": 4}, outlier=0.01)
-    ours = repairs(inspection)
+    ours = inspector(search={"steps": 60, "images": 4}, outlier=0.01)
     found = ours.inspect(BreaksTowardOne(), tmp_path)
     broken = "search for what sends images to 'one' met values that are not numbers; it was set aside"
     assert found["reasons"] == [
@@ -44,46 +44,46 @@ def test_a_search_that_breaks_is_told_and_no_audit_passes_by_it(tmp_path: Path) 
     ]
     assert broken in " ".join(found["remarks"])
     level = inspected(rankings(2.0, 2.5, 3.0), [0], tmp_path)
-    said = ours._audit(BreaksTowardOne(), level)
+    said = ours.audit(BreaksTowardOne(), level, LIMIT)
     assert said["verdict"] == "evidence remains"
     assert all("met values that are not numbers" in reason for reason in said["reasons"])
-    assert not ours._audit(ByMeans(), level)["evidence"]
+    assert not ours.audit(ByMeans(), level, LIMIT)["evidence"]
 
 
 def test_every_trigger_that_stood_out_is_put_on_again(tmp_path: Path) -> None:
-    inspection = Inspection(search={"steps": 2, "images": 4}, suspicious=1)
+    ours = inspector(search={"steps": 2, "images": 4}, suspicious=1)
     found = rankings(0.1, 0.2, 9.0)
     found = {family: [*ranking, *rankings(9.0, 9.0, 9.0)[family]] for family, ranking in found.items()}
-    assert inspection.suspects(found) == [0]
-    audit = repairs(inspection)._audit(ByMeans(), inspected(found, [0], tmp_path))
+    assert ours.inspection.suspects(found) == [0]
+    audit = ours.audit(ByMeans(), inspected(found, [0], tmp_path), LIMIT)
     applied = {(old["family"], old["target"]) for old in audit["old_triggers"] if old["counts"]}
     assert applied == {("additive", 0), ("additive", 1), ("mask", 0), ("mask", 1)}
     assert torch.tensor([old["success"] for old in audit["old_triggers"]]).isfinite().all()
 
 
 def test_a_trigger_that_was_not_found_is_not_put_on_again(tmp_path: Path) -> None:
-    ours = repairs(Inspection(search={"steps": 2, "images": 4}, suspicious=[0]))
+    ours = inspector(search={"steps": 2, "images": 4}, suspicious=[0])
     before = inspected(rankings(math.inf, 2.0, 3.0), [0], tmp_path)
-    assert ours._audit(ByMeans(), before)["old_triggers"] == []
+    assert ours.audit(ByMeans(), before, LIMIT)["old_triggers"] == []
 
 
 def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
-    ours = repairs(Inspection(search={"steps": 1, "images": 4}))
+    ours = inspector(search={"steps": 1, "images": 4})
     found = ours.inspect(ByMeans(), tmp_path)
     assert found["verdict"] == "no trigger was found"
     assert found["reasons"][0].startswith("No trigger to any class was found, so that this says nothing")
     blind = inspected(rankings(math.inf, math.inf, math.inf), [], tmp_path, found["verdict"])
-    said = ours._audit(ByMeans(), blind)
+    said = ours.audit(ByMeans(), blind, LIMIT)
     assert said["verdict"] == "evidence remains"
     assert "Raise defense.inspection.search.steps" in said["reasons"][0]
 
 
 def test_what_stands_out_is_said_in_the_word_that_tables_count(tmp_path: Path) -> None:
-    ours = repairs(Inspection(search={"steps": 60, "images": 4}, outlier=0.999))
+    ours = inspector(search={"steps": 60, "images": 4}, outlier=0.999)
     assert ours.inspect(ByMeans(), tmp_path)["verdict"] == STANDS_OUT
 
 
 def test_a_class_that_stands_out_is_told_though_another_is_named(tmp_path: Path) -> None:
-    ours = repairs(Inspection(suspicious=[2]))
+    ours = inspector(suspicious=[2])
     remarks = " ".join(ours._remarks(rankings(0.1, 9.0, 9.0), [2]))
     assert "'zero' stands out, too, and is not among the suspicious classes" in remarks

@@ -27,6 +27,7 @@ REFUSED = {
     "defense.ladder=[{tuner: nad, teacher_epochs: 20}]": r"teacher_epochs=20 leave none of max_epochs=20",
     "defense.tuning.max_epochs=-1": r"max_epochs=-1 and batch_size=128 are no way to tune",
     "defense.max_drop=2": r"max_drop=2 is outside \[0, 1\]",
+    "~defense.inspection": r"walked by what an inspection finds, .* no defense\.inspection\. Start from",
     "defense.audit.max_success=0": r"max_success=0 is outside \(0, 1\]",
     "defense.tuning._target_=os.system": r"_target_ 'os\.system' is not allowed; it must begin with finepr",
     "defense.tuning._target_=finepruning.modules.Magic": r"modules\.Magic is no module that tunes\. Set def",

@@ -17,9 +17,9 @@ from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
+from finepruning.pipeline.climber import Climber
 from finepruning.pipeline.defenses import enough_steps, fold_rows
 from finepruning.pipeline.parts import Fold, Rung, Tuning
-from finepruning.pipeline.repairs import Repairs
 from finepruning.store import WEIGHTS, save_weights
 from tests.conftest import composed
 
@@ -223,13 +223,12 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
     images = ImageSet.whole(torch.zeros(4, 2), torch.zeros(4), nn.Identity())
     rungs = [Rung({"weight": weight}, [tuning, tuning]) for weight in (1, 2)]
     told: list[Any] = []
+    passed = {"evidence": False, "verdict": VERDICTS[0], "reasons": []}
+    inspector: Any = SimpleNamespace(audit=lambda *_: dict(passed))
 
-    class Ladder(Repairs):
+    class Ladder(Climber):
         def _right(self, network: nn.Module) -> torch.Tensor:
             return torch.ones(8, dtype=torch.bool)
-
-        def _audit(self, network: nn.Module, inspected: Any) -> dict[str, Any]:
-            return {"evidence": False, "verdict": VERDICTS[0], "reasons": []}
 
     def climb(directory: Path, share: Callable[[Any], Any]) -> list[str]:
         trained: list[str] = []
@@ -244,12 +243,10 @@ def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path
             ladder=rungs,
             folds=[Fold(images, torch.arange(4)), Fold(images, torch.arange(4, 8))],
         )
-        options = {"max_drop": 1, "stop_early": False}
+        options = {"max_drop": 1, "stop_early": False, "audit": {"max_success": 0.2}}
         inspected = SimpleNamespace(about={"result": {"suspicious": [0, 1], "clear": False}})
         suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
-        Ladder(defense, None, ("a", "b"), options, fit, "cpu", share, True).climb(
-            suspect, inspected, directory
-        )
+        Ladder(defense, inspector, options, fit, "cpu", share, True).climb(suspect, inspected, directory)
         return trained
 
     first, other = tmp_path / "first", tmp_path / "other"
@@ -302,7 +299,7 @@ def test_a_sample_of_classes_is_named(quick_run: RunHere) -> None:
 
 
 def test_a_network_near_chance_is_refused(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finepruning.pipeline.repairs.correct", lambda *_: torch.arange(67) < 7)
+    monkeypatch.setattr("finepruning.pipeline.inspector.correct", lambda *_: torch.arange(67) < 7)
     with pytest.raises(Refused, match=r"7 of 67 .*near chance \(10\.0%\).*scaled wrongly.*another order"):
         quick_run("defense=inspect", *FAST, "defense.inspection.search.seed=5")
 

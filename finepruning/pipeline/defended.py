@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finepruning.modules import UnlearnedClassifier
+from finepruning.pipeline.climber import Climber
 from finepruning.pipeline.defenses import without_unused
-from finepruning.pipeline.parts import Parts
-from finepruning.pipeline.repairs import Repairs
+from finepruning.pipeline.inspector import Inspector
+from finepruning.pipeline.parts import Defense, Parts
 from finepruning.referee import trigger_change_order
 from finepruning.store import Stage, Store
 
@@ -26,7 +28,7 @@ class DefenseMaker:
         store: Keeps the stages.
         fit: Trains a module on data, in a stage's folder.
         device: Where to compute beside training.
-        repairs: Inspects, and walks a ladder; None if the defense does neither.
+        share: Gives all processes of the run what the first one knows.
     """
 
     plain: Mapping[str, Any]
@@ -34,7 +36,7 @@ class DefenseMaker:
     store: Store
     fit: Callable[..., None]
     device: str
-    repairs: Repairs | None
+    share: Callable[[Any], Any]
 
     def make(self, made_by: Mapping[str, Any], suspect: Stage) -> dict[str, Stage]:
         """Return the stages that the defense makes of the suspect, of which ``made_by`` tells what made it.
@@ -42,22 +44,28 @@ class DefenseMaker:
         What is found is kept as plain values. An oracle's order is the referee's, and part of what made the
         stage.
         """
-        defense, repairs = self.parts.defense, self.repairs
+        defense = self.parts.defense
         assert defense is not None
         stages: dict[str, Stage] = {}
         network = suspect.load_into(defense.module.network)
         made_by = {**made_by, "defender": self.plain["defender"]}
-        if repairs is not None:
+        if defense.inspection is not None:
+            inspector = Inspector(
+                defense.inspection, defense.data, tuple(self.parts.packed.classes), self.device
+            )
             seen = {**made_by, "inspection": self.plain["defense"]["inspection"]}
-            inspect = functools.partial(repairs.inspect, network)
+            inspect = functools.partial(inspector.inspect, network)
             stages["inspected"] = inspected = self.store.stage("inspected", seen, inspect)
-            repairs.aim(inspected)
+            _aim(defense, inspected.about["result"])
         if not defense.acts:
             return stages
         made_by = {**made_by, "defense": without_unused(self.plain["defense"])}
-        if repairs is not None and defense.ladder:
-            made_by |= {"rungs": "kept"} if repairs.keep_rungs else {}
-            climb = functools.partial(repairs.climb, suspect, inspected)
+        if defense.ladder:
+            keep_rungs = self.parts.stress is not None and self.parts.stress.rungs
+            made_by |= {"rungs": "kept"} if keep_rungs else {}
+            options = self.plain["defense"]
+            climber = Climber(defense, inspector, options, self.fit, self.device, self.share, keep_rungs)
+            climb = functools.partial(climber.climb, suspect, inspected)
             return stages | {"defended": self.store.stage("defended", made_by, climb)}
         pruning, attack = defense.pruning, self.parts.scored_attack
         if pruning is not None and pruning.oracle and attack is not None:
@@ -76,6 +84,15 @@ class DefenseMaker:
             return found | (pruning.state_dict() if pruning is not None else {})
 
         return stages | {"defended": self.store.stage("defended", made_by, make)}
+
+
+def _aim(defense: Defense, found: Mapping[str, Any]) -> None:
+    """Tell the modules that unlearn what an inspection found."""
+    additive = found["rankings"]["additive"]
+    norms = {row["target"]: row["norm"] for row in additive["ranking"]}
+    for tuning in (defense, *(tuning for rung in defense.ladder for tuning in rung.tunings)):
+        if isinstance(tuning.module, UnlearnedClassifier):
+            tuning.module.aim_at(found["suspicious"], norms, additive["median"])
 
 
 def ladder_accuracies(ladder: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -229,6 +229,11 @@ def _build_ladder(
     """
     check_max_drop(defense["max_drop"])
     check_max_success(defense["audit"]["max_success"])
+    if not defense.get("inspection"):
+        raise ValueError(
+            "defense.ladder is walked by what an inspection finds, and is audited by it, and there is no "
+            "defense.inspection. Start from defense=auto, or choose a defense without a ladder."
+        )
     if not defense["ladder"]:
         raise ValueError("defense.ladder is empty. Give it a rung, such as {weight: 0.05}.")
     return [_build_rung(defenders, config, defense, rung) for rung in defense["ladder"]]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from finepruning.metrics import Rate
+from finepruning.pipeline.inspector import TRIGGERS
 from finepruning.pipeline.parts import Suspect
-from finepruning.pipeline.repairs import TRIGGERS
 from finepruning.pruning import GoodNet, cost, remove_pruned, speed_up
 from finepruning.referee import Scores
 from finepruning.repair import UNTARGETED, load_triggers

@@ -19,7 +19,6 @@ from finepruning.pipeline.defended import DefenseMaker, ladder_accuracies
 from finepruning.pipeline.exports import write_exports, write_repair, write_report
 from finepruning.pipeline.parts import Parts, Source, Stress
 from finepruning.pipeline.processes import Team, TeamStore
-from finepruning.pipeline.repairs import Repairs
 from finepruning.pipeline.stresses import StressTests, make_control
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
@@ -52,7 +51,8 @@ class Run:
             control["clean"] = make_control(*making)  # first, from the initial weights
         stages = control | maker.make()
         if self.parts.defense is not None:
-            defender = DefenseMaker(self._plain, self.parts, store, self._fit, self._device, self._repairs)
+            making = (self._plain, self.parts, store, self._fit, self._device)
+            defender = DefenseMaker(*making, self.team.share)
             stages |= defender.make(maker.made_by, stages["suspect"])
         return stages
 
@@ -159,18 +159,6 @@ class Run:
         pruning = self.parts.defense.pruning if self.parts.defense else None
         searched = self.config.get("oracle", False)  # by a search that was told to look at attack success
         return searched or (pruning is not None and pruning.oracle)
-
-    @functools.cached_property
-    def _repairs(self) -> Repairs | None:
-        defense = self.parts.defense
-        if defense is None or defense.inspection is None:
-            return None
-        names = tuple(self.parts.packed.classes)
-        rungs = self.parts.stress is not None and self.parts.stress.rungs
-        options = self._plain["defense"]
-        return Repairs(
-            defense, defense.inspection, names, options, self._fit, self._device, self.team.share, rungs
-        )
 
     @property
     def _fit(self) -> Callable[..., None]:

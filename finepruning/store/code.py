@@ -33,9 +33,10 @@ ATTACKER = (
 DEFENDER = (
     *ATTACKER,
     "callbacks",
+    "pipeline/climber.py",
     "pipeline/defended.py",
     "pipeline/defenses.py",
-    "pipeline/repairs.py",
+    "pipeline/inspector.py",
     "repair",
 )
 # Scores of a network under stress; the key of the network says what made it.

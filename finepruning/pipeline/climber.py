@@ -1,7 +1,6 @@
-"""Inspection, ladder and audit of a run: the repair room at work, on the defender's images alone."""
+"""The walk up a ladder of repairs, on the defender's images alone, and the audit of what stays."""
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,43 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from finepruning.data import ImageSet
-from finepruning.metrics import Rate
-from finepruning.modules import DivergedError, UnlearnedClassifier
+from finepruning.modules import DivergedError
+from finepruning.pipeline.inspector import Inspector
 from finepruning.pipeline.parts import Defense, Rung, Tuning
 from finepruning.repair import (
-    UNTARGETED,
-    Inspection,
     PairedLoss,
-    Rankings,
     average,
-    check_accuracy,
     climb,
-    compare,
     correct,
     cross_validated_loss,
-    failures,
-    is_blind,
-    load_triggers,
-    missing_classes,
-    rankings_record,
-    save_triggers,
-    success,
-    verdict,
     why_none,
 )
 from finepruning.store import WEIGHTS, Stage, load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
-TRIGGERS = "triggers.safetensors"
-KEPT = 8  # triggers of each ranking that are kept as files
 FEW = 100  # images that decide, below which a single one is more than a point
-BLIND = "no trigger was found"
-NOT_FOUND = (
-    "No trigger to any class was found, so that this says nothing of the network. Raise "
-    "defense.inspection.search.steps."
-)
 
 
 class _Walk(NamedTuple):
@@ -66,12 +44,12 @@ class _Walk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Repairs:
-    """The defender at work beyond pruning and tuning.
+class Climber:
+    """The defender on its ladder.
 
     Args:
-        defense: What it does; has an inspection.
-        names: Of the classes.
+        defense: What it does; has a ladder.
+        inspector: Audits what comes out.
         options: The configuration's ``defense``, as plain values.
         fit: Trains a module on data, in a stage's folder.
         device: Where to compute beside training.
@@ -80,54 +58,12 @@ class Repairs:
     """
 
     defense: Defense
-    inspection: Inspection
-    names: tuple[str, ...]
+    inspector: Inspector
     options: Mapping[str, Any]
     fit: Callable[..., None]
     device: str
     share: Callable[[Any], Any] = lambda message: message
     keep_rungs: bool = False
-
-    def inspect(self, network: nn.Module, directory: Path) -> Mapping[str, Any]:
-        """Inspect the suspect; return the rankings as plain values, write the triggers.
-
-        Raises:
-            ValueError: If the suspect's accuracy is near chance.
-        """
-        log.info("Inspecting it ...")
-        right = correct(network.to(self.device), self._validation())
-        check_accuracy(Rate(int(right.sum()), len(right)), len(self.names))
-        rankings, found = self._rank(network)
-        suspicious = self.inspection.suspects(rankings)
-        save_triggers(rankings, directory / TRIGGERS, KEPT, suspicious)
-        evidence = self.inspection.evidence(rankings, self.names)
-        remarks = self._remarks(rankings, suspicious)
-        for remark in remarks:
-            log.warning(remark)
-        blind = is_blind(rankings)
-        searched = " of those that could be searched" if failures(rankings, self.names) else ""
-        nothing = f"No class's smallest trigger stands out from the others{searched}."
-        reasons = evidence or [NOT_FOUND if blind else nothing]
-        for sentence in reasons:
-            log.info("Inspection: %s", sentence)
-        return {
-            "rankings": found,
-            "suspicious": suspicious,
-            "clear": self.inspection.clear(rankings),
-            "verdict": "something stands out" if evidence else BLIND if blind else "nothing stands out",
-            "reasons": reasons,
-            "remarks": remarks,
-        }
-
-    def aim(self, inspected: Stage) -> None:
-        """Tell the modules that unlearn what is suspicious."""
-        found = inspected.about["result"]
-        additive = found["rankings"]["additive"]
-        norms = {row["target"]: row["norm"] for row in additive["ranking"]}
-        tunings = (tuning for rung in self.defense.ladder for tuning in rung.tunings)
-        for tuning in (self.defense, *tunings):
-            if isinstance(tuning.module, UnlearnedClassifier):
-                tuning.module.aim_at(found["suspicious"], norms, additive["median"])
 
     def climb(self, suspect: Stage, inspected: Stage, directory: Path) -> Mapping[str, Any]:
         """Walk the ladder, leave the network of the rung that stays, and audit it."""
@@ -195,75 +131,8 @@ class Repairs:
         return _Walk(rungs, places, losses, kept, audits, " ".join(reasons) or None)
 
     def _audit(self, network: nn.Module, inspected: Stage) -> dict[str, Any]:
-        """Inspect the repaired network afresh and put the old triggers on it again."""
         log.info("Auditing it ...")
-        before = inspected.about["result"]
-        rankings, after = self._rank(network)
-        suspicious = [*before["suspicious"], UNTARGETED]
-        stored = load_triggers(inspected.directory / TRIGGERS, before["rankings"])
-        found = [trigger for ranking in stored.values() for trigger in ranking]
-        medians = {family: ranking["median"] for family, ranking in before["rankings"].items()}
-        counting = [self.inspection.counts(trigger, medians[trigger.family]) for trigger in found]
-        old = [
-            (trigger, counts)
-            for trigger, counts in zip(found, counting, strict=True)
-            if math.isfinite(trigger.norm) and (counts or trigger.target in before["suspicious"])
-        ]
-        rates = success(network, [trigger for trigger, _ in old], self._validation())
-        limit = self.options["audit"]["max_success"]
-        # what could not be searched is not known to be harmless
-        evidence = self.inspection.evidence(rankings, self.names) + failures(rankings, self.names)
-        applied = [(trigger, rate, counts) for (trigger, counts), rate in zip(old, rates, strict=True)]
-        counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
-        said = verdict(evidence, counted, self.names, limit, blind=before["verdict"] == BLIND)
-        old_triggers = [
-            {
-                "family": trigger.family,
-                "target": trigger.target,
-                "success": rate.value if rate.total else None,
-                "counts": counts,
-            }
-            for trigger, rate, counts in applied
-        ]
-        norms = compare(before["rankings"], after, suspicious)
-        return said | {"old_triggers": old_triggers, "norms": norms, "rankings": after}
-
-    def _rank(self, network: nn.Module) -> tuple[Rankings, dict[str, Any]]:
-        """Return both rankings of a network, and the same as plain values."""
-        images, labels = self._sample(self.defense.data.training)
-        targets = self.inspection.targets(len(self.names))
-        network.to(self.device)
-        rankings = self.inspection.rank(network, images, labels, targets)
-        rates = {
-            family: success(network, ranking[:KEPT], self._validation())
-            + [Rate(0, 0)] * len(ranking[KEPT:])  # nobody asks for those
-            for family, ranking in rankings.items()
-        }
-        return rankings, rankings_record(rankings, rates)
-
-    def _remarks(self, rankings: Rankings, suspicious: Sequence[int]) -> list[str]:
-        """Return what a reader must know about the limits of an inspection."""
-        remarks = []
-        empty = missing_classes(self.defense.data.training.labels, len(self.names))
-        if empty:
-            listed = ", ".join(repr(self.names[label]) for label in empty)
-            remarks.append(
-                f"There is no clean image to tune on of {len(empty)} classes ({listed}). They are inspected "
-                "as targets all the same; what sends only their images somewhere cannot be seen."
-            )
-        remarks += failures(rankings, self.names)
-        outliers = self.inspection.outliers(rankings)
-        unnamed = [repr(self.names[label]) for label in outliers if label not in suspicious]
-        if unnamed:
-            remarks.append(
-                f"{', '.join(unnamed)} stands out, too, and is not among the suspicious classes "
-                "(defense.inspection.suspicious)."
-            )
-        targets = self.inspection.targets(len(self.names))
-        if len(targets) < len(self.names):
-            listed = ", ".join(repr(self.names[label]) for label in targets)
-            remarks.append(f"Only {len(targets)} of {len(self.names)} classes were inspected: {listed}.")
-        return remarks
+        return self.inspector.audit(network, inspected, self.options["audit"]["max_success"])
 
     def _repair(
         self, network: nn.Module, suspect: Stage, rung: Rung, place: Path, before: Tensor
@@ -320,17 +189,6 @@ class Repairs:
         network.to(self.device)
         found = [correct(network, fold.images.batches(device=self.device)) for fold in self.defense.folds]
         return torch.cat(found)
-
-    def _sample(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        """Return at most ``sample`` images, spread over the set, and their labels."""
-        rows = torch.arange(len(images))
-        if len(rows) > self.inspection.sample:
-            rows = (torch.arange(self.inspection.sample) * len(rows)) // self.inspection.sample
-        pairs = list(images.subset(rows).batches(device=self.device))
-        return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
-
-    def _validation(self) -> Any:
-        return self.defense.data.validation[0].batches(device=self.device)
 
 
 def _rung_record(rung: Rung, loss: PairedLoss, max_drop: float) -> dict[str, Any]:
