@@ -4,9 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import NORMS, POOLS, Tracer, layer_of
+from finepruning.pruning.graph import NORMS, POOLS, UntraceableError, layer_of, traced
 from finepruning.pruning.masks import find_layer, plain_class
-from finepruning.pruning.passes import evaluating
 
 
 class Block(NamedTuple):
@@ -47,11 +46,9 @@ def find_block(network: nn.Module, layer: str) -> Block:
         ValueError: If the layer is not the output of a convolution, BatchNorm or none, ReLU and pooling or
             none, or if a bias is missing.
     """
-    tracer = Tracer()
     try:
-        with evaluating(network):
-            tracer.trace(network)
-    except Exception as error:  # whatever a forward raises when it meets symbols
+        tracer = traced(network)
+    except UntraceableError as error:
         raise _refusal(layer, f"the network cannot be traced ({error})") from error
     find_layer(network, layer)
     nodes = tracer.outputs.get(layer, [])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import Tracer, graph_module
+from finepruning.pruning.graph import UntraceableError, graph_module, traced
 from finepruning.pruning.masks import find_layer
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,11 @@ def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
         raise ValueError("No layer is named. Set defense.layers to one or more layers, or to null.")
     for layer in layers:
         find_layer(network, layer)
-    tracer = Tracer()
+    network.eval()
     try:
-        graph = tracer.trace(network.eval())
-    except Exception as error:  # a stranger's forward may raise anything when it meets symbols
-        return hooked_cut(network, layers, f"{type(error).__name__}: {error}".splitlines()[0])
+        tracer = traced(network)
+    except UntraceableError as error:
+        return hooked_cut(network, layers, str(error))
     if any(layer not in tracer.outputs for layer in layers):
         return hooked_cut(network, layers, "a pruned layer lies inside a layer that is traced as one")
     for layer in layers:
@@ -66,7 +66,7 @@ def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
                 f"Layer {layer!r} runs {runs} times in a pass; pruning needs exactly one. Choose another in "
                 "defense.layers."
             )
-    nodes = {layer: tracer.outputs[layer][0] for layer in layers}
+    graph, nodes = tracer.graph, {layer: tracer.outputs[layer][0] for layer in layers}
     after: set[fx.Node] = set()
     for node in graph.nodes:
         if any(source in after or source in nodes.values() for source in node.all_input_nodes):

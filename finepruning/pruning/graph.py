@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from finepruning.pruning.masks import plain_class
+from finepruning.pruning.passes import evaluating
 
 
 class Tracer(fx.Tracer):
@@ -31,6 +32,28 @@ class Tracer(fx.Tracer):
         if isinstance(output, fx.Proxy):
             self.outputs.setdefault(self.path_of_module(m), []).append(output.node)
         return output
+
+
+class UntraceableError(Exception):
+    """A network's forward does what cannot be done with symbols."""
+
+
+def traced(network: nn.Module) -> Tracer:
+    """Return what traced a network, with its ``graph`` and the ``outputs`` of its layers.
+
+    Args:
+        network: The network, as it is in evaluation; its mode is as before afterwards.
+
+    Raises:
+        UntraceableError: If it cannot be traced; the message says why, in a line.
+    """
+    tracer = Tracer()
+    try:
+        with evaluating(network):
+            tracer.trace(network)
+    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        raise UntraceableError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    return tracer
 
 
 def graph_module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:

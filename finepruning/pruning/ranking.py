@@ -6,7 +6,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from finepruning.pruning.graph import CONVOLUTIONS, NORMS, Tracer, find_makers, keeps_channels, layer_of
+from finepruning.pruning.graph import (
+    CONVOLUTIONS,
+    NORMS,
+    UntraceableError,
+    find_makers,
+    keeps_channels,
+    layer_of,
+    traced,
+)
 from finepruning.pruning.masks import find_layer
 from finepruning.pruning.passes import evaluating
 
@@ -97,11 +105,9 @@ def convolution_chains(network: nn.Module) -> list[Chain]:
     Raises:
         ValueError: If it cannot be traced.
     """
-    tracer = Tracer()
     try:
-        with evaluating(network):
-            tracer.trace(network)
-    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        tracer = traced(network)
+    except UntraceableError as error:
         raise ValueError(
             f"The network cannot be traced ({error}), so that nobody knows what follows its convolutions. "
             "Choose another defense, or name layers in defense.layers."
@@ -169,11 +175,9 @@ def weight_norms(network: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]
     Raises:
         ValueError: If the weights cannot be found.
     """
-    tracer = Tracer()
     try:
-        with evaluating(network):
-            tracer.trace(network)
-    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        tracer = traced(network)
+    except UntraceableError as error:
         raise ValueError(
             f"The weights of a channel cannot be found: the network cannot be traced ({error}). Set "
             "defense.order to activation."

@@ -9,11 +9,12 @@ from torch import Tensor, fx, nn
 from finepruning.pruning.graph import (
     CONVOLUTIONS,
     NORMS,
-    Tracer,
+    UntraceableError,
     adds,
     find_makers,
     layer_of,
     leaves_channels_apart,
+    traced,
 )
 from finepruning.pruning.masks import mask_of, pruned_channels, remove_mask
 from finepruning.pruning.passes import evaluating
@@ -64,15 +65,14 @@ def remove_channels(network: nn.Module, layer: str, image_shape: Sequence[int]) 
     if len(kept) == 0:
         raise _refusal(layer, "no channel is left. Keep at least one")
     smaller = copy.deepcopy(network).eval()
-    tracer = Tracer()
     try:
-        graph = tracer.trace(smaller)
-    except Exception as error:  # whatever a stranger's forward raises when it meets symbols
+        tracer = traced(smaller)
+    except UntraceableError as error:
         raise _refusal(layer, f"the network cannot be traced ({error})") from error
     nodes = tracer.outputs.get(layer, [])
     if len(nodes) != 1:
         raise _refusal(layer, f"it runs {len(nodes)} times in a pass")
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    calls = [node.target for node in tracer.graph.nodes if node.op == "call_module"]
     upstream = _upstream(smaller, nodes[0], layer)
     readers = _readers(smaller, nodes[0], layer)
     for node in (*upstream, *readers):
@@ -105,10 +105,8 @@ def remove_coupled(network: nn.Module, layer: str, image_shape: Sequence[int]) -
     pruned = (mask_of(network, layer) == 0).nonzero().squeeze(1).tolist()
     smaller = copy.deepcopy(network).eval()
     remove_mask(smaller, layer)
-    tracer = Tracer()
     try:
-        tracer.trace(smaller)
-        maker = find_makers(smaller, tracer.outputs[layer][0])[0]
+        maker = find_makers(smaller, traced(smaller).outputs[layer][0])[0]
         image = torch.zeros(1, *image_shape, device=mask_of(network, layer).device)
         graph = torch_pruning.DependencyGraph().build_dependency(smaller, example_inputs=image)
         group = graph.get_pruning_group(maker, torch_pruning.prune_conv_out_channels, idxs=pruned)
