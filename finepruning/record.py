@@ -13,7 +13,8 @@ from typing import Any
 
 from finepruning.store import write_file
 
-SCHEMA = 1
+SCHEMA, OLDEST_SCHEMA = 1, 1
+IN_EACH = ("status", "dataset", "model", "attack", "defense", "config")  # of finished and of failed runs
 FILE = "record.json"
 STANDS_OUT = "something stands out"  # an inspection's verdict
 PACKAGES = ("finepruning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy")
@@ -35,6 +36,14 @@ def read(directory: Path) -> dict[str, Any] | None:
         if record["schema"] > SCHEMA:
             raise ValueError(
                 f"{path} is of schema {record['schema']}, this version reads up to {SCHEMA}. Update it."
+            )
+        if record["schema"] < OLDEST_SCHEMA:
+            raise ValueError(
+                f"{path} is of schema {record['schema']}, too old: {OLDEST_SCHEMA} to {SCHEMA} are read."
+            )
+        if missing := [key for key in IN_EACH if key not in record]:
+            raise ValueError(
+                f"{path} is not a record of a run: it has no {', '.join(missing)}. Move it away."
             )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Delete it to run again.") from error

@@ -86,6 +86,8 @@ def failure(record: Record | None, objective: str) -> str | None:
         return "dead attack: there is nothing to defend against"
     if not record.get("validation"):
         return "no defense: nothing was validated"
+    if objective == "oracle" and record["scores"]["defended"]["attack_success_rate"] is None:
+        return "attack success was not measured: no trigger is known"
     if objective in OF_A_CURVE and not record["pruning"] and channels_pruned(record):
         return f"no pruning curve: sweep.objective={objective} needs a defense that prunes step by step"
     return None

@@ -38,6 +38,8 @@ REFUSED = {
     "defense.layers=[features.conv9]": r"no layer 'features\.conv9'\. .*among: .*features\.conv3.*pool3",
     "defense.tuning.learning_rate=0": r"learning_rate=0 must be above 0",
     "defense.tuning.optimizer=adam": r"optimizer=adam does not fit: it should be 'sgd' or 'adamw'",
+    "training.label_smoothing=1": r"label_smoothing=1 is outside \[0, 1\)\. Change training\.label",
+    "training.weight_decay=-1": r"weight_decay=-1 is below 0\. Set training\.weight_decay",
     "training.schedule=step": r"schedule='step' is unknown; choose one_cycle, cosine or constant",
     "dataset.size=4": r"dataset\.size=4 is below the digits' own 8 pixels",
     "model.width=0": r"Set model\.width to 1 or more",
@@ -149,6 +151,15 @@ def test_a_damaged_record_is_named(quick_run: RunHere, tmp_path: Path) -> None:
     (tmp_path / "runs" / record["name"] / "record.json").write_text("{")
     with pytest.raises(Refused, match=r"record\.json is damaged .* Delete it to run again"):
         quick_run("defense=none")
+
+
+@pytest.mark.parametrize("text", ["", "{", "name: mine", "\udcff"])
+def test_a_damaged_configuration_of_a_run_is_named(text: str, quick_run: RunHere, tmp_path: Path) -> None:
+    place = tmp_path / "runs" / "mine"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(Refused, match=r"(?s)mine/config\.yaml is damaged \(.*\)\. Delete it to run again"):
+        quick_run("name=mine", "defense=none")
 
 
 def test_a_config_of_a_run_can_be_read_again(quick_run: RunHere, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import CompactHydraException
 
 from finepruning import record as records
 from finepruning.launcher import CheckCluster
-from finepruning.launcher.clusters import Job, alike
+from finepruning.launcher.clusters import ClusterLauncher, Job, alike
 from finepruning.pipeline.resolvers import gpus
 from tests.conftest import QUICK, ROOT, composed
 from tests.one_node_slurm import free_ports, missing, one_node_slurm
@@ -97,6 +98,16 @@ def test_a_job_asks_for_what_its_own_data_set_and_trainer_need() -> None:
     assert Job("", ray, Path()).launcher["ray"]["remote"]["num_cpus"] == 6  # of both its processes
     again = job("trainer.threads=3", "defense=none")
     assert alike([*jobs, again]) == [[jobs[0]], [jobs[1], again], [jobs[2]]]
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "gpu"])
+def test_a_cluster_wants_devices_as_a_number(trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("hydra/launcher=ray", f"trainer={trainer}", "trainer.devices=auto")
+    monkeypatch.setattr("finepruning.launcher.clusters.compose", lambda *_: (config, Path()))
+    launcher = ClusterLauncher()
+    launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
+    with pytest.raises(CompactHydraException, match=r"devices=auto is no number, by which a cluster hands"):
+        launcher._job(0, [])
 
 
 def test_only_gpu_jobs_ask_for_gpus() -> None:

@@ -39,6 +39,7 @@ def record(seed: int, defense: str, clean: int, success: int, **changes: Any) ->
         "dead": False,
         "seconds": {"suspect": 3.0, "run": 9.0},
         "commit": "0123456789",
+        "config": {},
     } | changes
 
 
@@ -147,6 +148,15 @@ def test_settings_with_spaces_are_told_apart_and_speed_is_no_setting() -> None:
     assert [row["setting"] for row in rows_of(runs)] == [
         "defense.ladder=[{weight: 0.05}]",
         "defense.ladder=[{weight: 0.10}] trainer.max_epochs=3",
+    ]
+
+
+def test_an_oracle_is_badged_and_replaces_no_honest_run() -> None:
+    honest, oracle = record(1, "prune", 190, 40), record(1, "prune", 190, 0, oracle=True)
+    rows = rows_of([honest, oracle])
+    assert [(row["setting"], row["defended_attack_success_rate"]) for row in rows] == [
+        ("attack.poison_rate=0.05", "0.400000"),
+        ("oracle attack.poison_rate=0.05", "0.000000"),
     ]
 
 

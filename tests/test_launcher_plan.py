@@ -196,14 +196,15 @@ def test_an_estimate_prefers_the_same_defense_and_needs_the_same_data_and_model(
 
 def test_a_sweep_says_what_it_will_do() -> None:
     jobs = [job(0, "a"), job(1, "a"), job(2, "b")]
-    assert announcement(5, jobs, [earlier()], 2) == (
+    assert announcement(5, 2, jobs, [earlier()], 2) == (
         "5 runs, 2 of them done, 3 to do, 2 at a time. To make: about 2 suspects and 3 defended networks; "
         "about 2 min."
     )
     assert "about 1 suspect and 3 defended networks; no earlier run tells how long" in announcement(
-        3, jobs, [earlier(dataset="mnist", hashes=("b",))], 2
+        3, 0, jobs, [earlier(dataset="mnist", hashes=("b",))], 2
     )
-    assert announcement(5, [], [], 2) == "5 runs, all of them done"
+    assert announcement(5, 5, [], [], 2) == "5 runs, all of them done"
+    assert announcement(5, 3, [], [], 2) == "5 runs, 3 of them done"  # two are refused
 
 
 @pytest.mark.parametrize(
@@ -227,6 +228,8 @@ def test_only_stages_that_the_store_still_has_count_as_made(tmp_path: Path) -> N
     records.write(tmp_path / "runs" / "x", record)
     (tmp_path / "runs" / "damaged").mkdir()
     (tmp_path / "runs" / "damaged" / "record.json").write_text("{")
+    (tmp_path / "runs" / "foreign").mkdir()
+    (tmp_path / "runs" / "foreign" / "record.json").write_text('{"schema": 1, "hello": "world"}')
     [found] = earlier_runs(tmp_path / "runs", tmp_path / "store")
     assert found.hashes == {suspect_hash(config)}
     assert (found.epochs, found.seconds) == (3, record["seconds"])

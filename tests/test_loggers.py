@@ -148,7 +148,8 @@ def test_a_record_is_written_even_if_showing_it_fails(
     import wandb
 
     assert wandb.run is None
-    assert len(list((tmp_path / "runs").glob("*/record.json"))) == 1
+    (record,) = (tmp_path / "runs").glob("*/record.json")
+    assert json.loads(inspected(record.parent, "--summary"))["state"] == "failed"
 
 
 def test_without_an_account_the_workspace_is_only_described(

@@ -126,6 +126,15 @@ def test_more_gpus_than_there_are_are_refused(quick_run: RunHere) -> None:
         quick_run("trainer=ddp", "trainer.devices=77")
 
 
+@pytest.mark.parametrize("devices", ["1", "[1]", "auto"])
+def test_a_gpu_that_is_not_there_is_refused(
+    devices: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1 if devices == "[1]" else 0)
+    with pytest.raises(Refused, match=r"trainer\.accelerator=cuda, but this machine has \d GPUs\. Lower"):
+        quick_run("trainer=gpu", "trainer.accelerator=cuda", f"trainer.devices={devices}")
+
+
 def share_for_ever(team: Team) -> None:
     while True:
         team.share("is the other one there?")

@@ -30,7 +30,10 @@ def record_of(config: DictConfig, **changes: Any) -> Record:
     drop = config.defense.max_drop
     steps = [{"pruned": 0 < step <= round(100 * drop)} for step in range(101)]
     scores = {"clean_accuracy": 0.9, "attack_success_rate": 0.5}
+    choices = config.hydra.runtime.choices
     return {
+        **{group: choices[group] for group in ("dataset", "model", "attack", "defense")},
+        "config": {},
         "status": "finished",
         "dead": False,
         "oracle": config.get("oracle", False),
@@ -205,6 +208,8 @@ def test_a_run_without_what_is_searched_for_says_so() -> None:
     assert str(search.failure(record, "pareto")).startswith("no pruning curve: sweep.objective=pareto needs")
     assert search.failure(record, "validation_accuracy") is None
     assert search.failure(record | {"pruned": {}}, "pareto") is None
+    scored = record | {"scores": {"defended": {"clean_accuracy": 0.9, "attack_success_rate": None}}}
+    assert str(search.failure(scored, "oracle")).startswith("attack success was not measured")
 
 
 def test_a_trial_that_diverged_is_told_as_failed_and_the_others_count(searching: Search) -> None:

@@ -25,7 +25,10 @@ SUSPECT: dict[str, Any] = {
         "trigger": {"_target_": "finepruning.attacks.triggers.PatchTrigger"},
     },
 }
-FACTS = {"dataset": "digits", "attack": "badnet", "defense": "fineprune", "seed": 7, "status": "finished"}
+FACTS = {
+    **{"dataset": "digits", "model": "digits_cnn", "attack": "badnet", "defense": "fineprune"},
+    **{"seed": 7, "status": "finished", "config": {}},
+}
 DAY = 86400
 
 

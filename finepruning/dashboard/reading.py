@@ -12,7 +12,6 @@ import yaml
 from finepruning import record as records
 
 CONFIG, LOG = "config.yaml", "run.log"  # what the pipeline and the launcher leave beside the record
-OLDEST_SCHEMA = 1
 DEPTH = 3  # folders below the given one that are searched; a run's own folders are not
 QUIET_SECONDS = 900  # a run whose files have not changed for so long is taken for interrupted
 TAIL = 2000  # characters of a log that are kept
@@ -42,7 +41,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[Skipped]]:
     for folder in run_folders(root):
         try:
             record = records.read(folder)
-            runs.append(Run(folder, _unfinished(folder) if record is None else _known_schema(record)))
+            runs.append(Run(folder, _unfinished(folder) if record is None else record))
         except Exception as error:  # a foreign record, or configuration, raises anything
             name = folder.name if folder == root else str(folder.relative_to(root))
             said = str(error).replace(f"{folder}/", "").strip() or type(error).__name__
@@ -70,15 +69,6 @@ def log_tail(folder: Path) -> str:
     except OSError:
         return ""
     return text.split("\n", 1)[-1] if start else text
-
-
-def _known_schema(record: dict[str, Any]) -> dict[str, Any]:
-    if record["schema"] < OLDEST_SCHEMA:
-        raise ValueError(
-            f"{records.FILE} is of schema {record['schema']}, too old: "
-            f"{OLDEST_SCHEMA} to {records.SCHEMA} are read."
-        )
-    return record
 
 
 def _unfinished(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -146,6 +147,11 @@ class ClusterLauncher(Launcher):
     def _job(self, number: int, overrides: list[str]) -> Job:
         assert self.config is not None
         config, place = compose(self.hydra_context, self.config, overrides, number)
+        if not str(devices := config.trainer.devices).isdecimal():
+            raise CompactHydraException(
+                f"trainer.devices={devices} is no number, by which a cluster hands out cores and GPUs. Set "
+                "trainer.devices to how many each run needs."
+            )
         return Job(" ".join(filter_overrides(overrides)), config, place)
 
 

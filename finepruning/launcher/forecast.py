@@ -94,15 +94,23 @@ def _making(run: Earlier) -> float:
     return sum(seconds for stage, seconds in run.seconds.items() if stage not in AFTER_SUSPECT)
 
 
-def announcement(total: int, jobs: Sequence[Job], earlier: Sequence[Earlier], n_jobs: int) -> str:
-    """Return what is said before a sweep of ``total`` runs starts, of which ``jobs`` are still to do."""
+def announcement(total: int, done: int, jobs: Sequence[Job], earlier: Sequence[Earlier], n_jobs: int) -> str:
+    """Return what is said before a sweep starts.
+
+    Args:
+        total: Its runs.
+        done: Those that are finished.
+        jobs: Those that are still to do; the rest are refused.
+        earlier: Runs that tell how long such take.
+        n_jobs: Jobs at a time.
+    """
     if not jobs:
-        return f"{total} runs, all of them done"
+        return f"{total} runs, {'all' if done == total else done} of them done"
     suspects, defended = to_make(jobs, {made_by for run in earlier for made_by in run.hashes})
     seconds = estimate(jobs, earlier, n_jobs)
     time = "no earlier run tells how long" if seconds is None else f"about {duration(seconds)}"
     return (
-        f"{total} runs, {total - len(jobs)} of them done, {len(jobs)} to do, {min(n_jobs, len(jobs))} at a "
+        f"{total} runs, {done} of them done, {len(jobs)} to do, {min(n_jobs, len(jobs))} at a "
         f"time. To make: about {_count(len(suspects), 'suspect')} and "
         f"{_count(len(defended), 'defended network')}; {time}."
     )

@@ -126,7 +126,7 @@ class LocalLauncher(Launcher):
         cores = available_cores()
         n_jobs = self.n_jobs or at_a_time(jobs, cores, len(gpus))
         earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
-        log.info(announcement(display.total, jobs, earlier, n_jobs))
+        log.info(announcement(display.total, display.earlier, jobs, earlier, n_jobs))
         busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
         if busy > cores:
             log.info("They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores)

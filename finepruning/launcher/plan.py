@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from finepruning.pipeline.devices import GPUS
+
 # what decides a suspect, beside its share of images: pipeline.suspects.SUSPECT_KEYS, and whence the data come
 SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "seed")
-GPU_ACCELERATORS = ("gpu", "cuda")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def gpus_needed(trainer: Mapping[str, Any]) -> int:
     Raises:
         ValueError: If it does not say a number.
     """
-    if trainer["accelerator"] not in GPU_ACCELERATORS:
+    if trainer["accelerator"] not in GPUS:
         return 0
     devices = trainer["devices"]
     if not str(devices).isdigit() or int(devices) < 1:

@@ -65,6 +65,16 @@ class Classifier(LightningModule):
                 f"learning_rate={learning_rate} must be above 0. Change training.learning_rate, of a repair "
                 "defense.tuning.learning_rate."
             )
+        if not weight_decay >= 0:
+            raise ValueError(
+                f"weight_decay={weight_decay} is below 0. Set training.weight_decay, of a repair "
+                "defense.tuning.weight_decay, to 0 or more."
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing={label_smoothing} is outside [0, 1). Change training.label_smoothing, of a "
+                "repair defense.tuning.label_smoothing."
+            )
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip={gradient_clip} must be above 0, or null for none.")
         if optimizer not in ("sgd", "adamw"):

@@ -75,7 +75,7 @@ def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
     file = place / CONFIG_FILE
     if config.overwrite or not file.exists():
         return None
-    theirs = yaml.safe_load(file.read_text())
+    theirs = _claim_of(file)
     if theirs["choices_hash"] != choices_hash(config):
         raise ValueError(
             f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
@@ -84,8 +84,17 @@ def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
     record = records.read(place)
     if record is None or record["status"] != "finished":
         return None
-    _check_files(config, theirs.get("files", {}), file_hashes(config))
+    _check_files(config, theirs["files"], file_hashes(config))
     return record
+
+
+def _claim_of(file: Path) -> Mapping[str, Any]:
+    """Return what a run's folder was taken for."""
+    try:
+        found = yaml.safe_load(file.read_text())
+        return {"choices_hash": found["choices_hash"], "files": found.get("files", {})}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}). Delete it to run again.") from error
 
 
 def _claim(place: Path, config: DictConfig) -> None:

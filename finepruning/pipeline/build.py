@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from torch import nn
 
@@ -15,6 +15,7 @@ from finepruning.attacks import Attack, Transfer
 from finepruning.data import ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.pipeline.analysis import check_analysis
 from finepruning.pipeline.defenses import build_defense
+from finepruning.pipeline.devices import GPUS
 from finepruning.pipeline.parts import Parts, Source, Stress, Suspect
 from finepruning.pipeline.resolvers import file_hashes
 from finepruning.pipeline.targets import build
@@ -47,12 +48,15 @@ def _quieten() -> None:
 
 def _check_gpus(trainer: DictConfig) -> None:
     """Refuse more GPUs than there are; ``devices=auto`` takes what there is."""
-    there = torch.cuda.device_count()
-    wanted = int(trainer.devices) if str(trainer.devices).isdecimal() else 1
-    if trainer.accelerator == "gpu" and wanted > there:
+    there, devices = torch.cuda.device_count(), trainer.devices
+    if isinstance(devices, ListConfig):
+        wanted = max(map(int, devices), default=0) + 1
+    else:
+        wanted = int(devices) if str(devices).isdecimal() else 1
+    if trainer.accelerator in GPUS and wanted > there:
         raise ValueError(
-            f"trainer.devices={trainer.devices} with trainer.accelerator=gpu, but this machine has {there} "
-            "GPUs. Lower trainer.devices, or use trainer=cpu."
+            f"trainer.devices={devices} with trainer.accelerator={trainer.accelerator}, but this machine has "
+            f"{there} GPUs. Lower trainer.devices, or use trainer=cpu."
         )
 
 

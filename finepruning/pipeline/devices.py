@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
+GPUS = ("gpu", "cuda")  # names of the accelerator
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 SHARDING = ("fsdp", "deepspeed", "model_parallel")  # strategies that no process holds a whole network with

@@ -29,13 +29,14 @@ class WriteLab(Callback):
         from finepruning.dashboard.lab import write_lab  # here, since --help has nothing to draw
 
         runs_dir = Path(config.runs_dir)
-        found = [records.read(path.parent) for path in sorted(runs_dir.glob("*/record.json"))]
+        found, problems = records.read_all([runs_dir])
+        for problem in problems:
+            log.warning(problem)
         wanted = {key: OmegaConf.to_container(config[key], resolve=True) for key in self.same}
         runs = [
             run
             for run in found
-            if run is not None
-            and run["status"] == "finished"
+            if run["status"] == "finished"
             and "goodnet" in run["scores"]
             and (run["config"].get("defense") or {}).get("max_drop") is not None
             and all(run["config"].get(key) == value for key, value in wanted.items())

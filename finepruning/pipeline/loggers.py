@@ -46,9 +46,12 @@ def run_loggers(config: DictConfig, place: Path, about: Mapping[str, Any]) -> It
         if not isinstance(logger, TensorBoardLogger):  # it takes them with the final scores
             logger.log_hyperparams({key: about[key] for key in SHOWN})
         yield [logger]
-    finally:
+    except BaseException:
         if kind == "WandbLogger":
-            wandb.finish()
+            wandb.finish(exit_code=1)
+        raise
+    if kind == "WandbLogger":
+        wandb.finish()
 
 
 def log_record(loggers: list[Logger], record: Mapping[str, Any], place: Path) -> None:

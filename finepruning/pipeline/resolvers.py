@@ -8,6 +8,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from finepruning.pipeline.devices import GPUS
+
 PLACES = (
     "hydra",
     "name",
@@ -75,7 +77,7 @@ def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def gpus(accelerator: str, devices: int) -> int | None:
     """Return how many GPUs a job asks its cluster for; None on a CPU."""
-    return devices if accelerator in ("gpu", "cuda") else None
+    return devices if accelerator in GPUS else None
 
 
 OmegaConf.register_new_resolver("choices_hash", lambda *, _root_: choices_hash(_root_), replace=True)

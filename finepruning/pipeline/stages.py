@@ -16,6 +16,7 @@ from torch import nn
 from finepruning.attacks import Transfer
 from finepruning.pipeline.analysis import analyse_layers, score_curve
 from finepruning.pipeline.defended import DefenseMaker, ladder_accuracies
+from finepruning.pipeline.devices import GPUS
 from finepruning.pipeline.exports import write_exports, write_repair, write_report
 from finepruning.pipeline.parts import Parts, Source, Stress
 from finepruning.pipeline.processes import Team, TeamStore
@@ -172,7 +173,7 @@ class Run:
     def _device(self) -> str:
         """Where this process computes beside training: on the GPU that it trains on, if it does."""
         accelerator, chosen = self.config.trainer.accelerator, self.config.trainer.devices
-        if accelerator not in ("gpu", "cuda", "auto") or not torch.cuda.is_available():
+        if accelerator not in (*GPUS, "auto") or not torch.cuda.is_available():
             return "cpu"
         one = isinstance(chosen, ListConfig) and len(chosen) == 1  # several: the trainer sets each process's
         return f"cuda:{chosen[0]}" if one else "cuda"

@@ -86,7 +86,7 @@ def _sorted(rows: Sequence[Row]) -> list[Any]:
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {name: record[name] for name in ("dataset", "model", "attack", "defense", "seed")}
-    row["setting"] = _setting(record["command"])
+    row["setting"] = _setting(record)
     for network in NETWORKS:
         row |= _score_fields(network, record["scores"][network])
     row |= _stress_fields(record) | _repair_fields(record)
@@ -115,7 +115,7 @@ def _rung_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     Its setting leaves out what makes no difference to a rung: the ladder around it and the walk's budget.
     """
     row = _row(record)
-    setting = _setting(record["command"], left_out=OF_THE_WALK)
+    setting = _setting(record, left_out=OF_THE_WALK)
     return [
         row
         | _score_fields("defended", scores)
@@ -184,12 +184,16 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.6f}"
 
 
-def _setting(command: str, left_out: Sequence[str] = ()) -> str:
-    """Return the keys that a command sets beside choices of groups, seeds, places and what is left out."""
-    pairs = [word.split("=", 1) for word in shlex.split(command) if "=" in word]
+def _setting(record: Mapping[str, Any], left_out: Sequence[str] = ()) -> str:
+    """Return the keys that a command sets beside choices of groups, seeds, places and what is left out.
+
+    Of a run that knew what no defender knows the setting begins with ``oracle``.
+    """
+    pairs = [word.split("=", 1) for word in shlex.split(record["command"]) if "=" in word]
     told = [(key, value) for key, value in pairs if "." in key and key.split(".")[0] not in UNTOLD]
     silent = (*SPEED, *left_out)
-    return " ".join(f"{key}={value}" for key, value in told if value != "null" and key not in silent)
+    words = [f"{key}={value}" for key, value in told if value != "null" and key not in silent]
+    return " ".join(["oracle", *words] if record.get("oracle") else words)
 
 
 def read(file: Path) -> list[dict[str, str]]:
