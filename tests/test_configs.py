@@ -29,6 +29,13 @@ GROUPS = (
     "logger",
     "sweep",
 )
+BESIDE = {  # keys that are taken out before a class is built, or that Hydra or W&B reads
+    "attack": {"source"},
+    "detector": {"_partial_"},
+    "logger": {"mode"},
+    "trainer": {"channels_last", "compile", "threads"},
+    "tuning": {"augment", "batch_size", "max_epochs", "min_steps"},
+}
 PLUGIN_GROUPS = ("launcher", "sweeper")  # of Hydra
 OPTIONS = [
     (path.parent.name, path.stem) for group in GROUPS for path in (ROOT / "conf" / group).glob("*.yaml")
@@ -55,6 +62,26 @@ def test_every_option_composes_and_names_what_exists(group: str, option: str) ->
     assert found
     assert all(target.startswith(ALLOWED_TARGETS) for target in found)
     assert all(get_object(target) is not None for target in found)
+
+
+def unknown_keys(node: Any, path: str = "") -> list[str]:
+    """Return the keys of a configuration that the class which they are for does not take."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = [key for name, child in children for key in unknown_keys(child, f"{path}.{name}".strip("."))]
+    if isinstance(node, dict) and "_target_" in node:
+        kind = get_object(node["_target_"])
+        bases = inspect.getmro(kind) if inspect.isclass(kind) else (kind,)
+        taken = {name for base in bases for name in inspect.signature(base).parameters}
+        beside = BESIDE.get(path.rsplit(".", 1)[-1], set())
+        found += [f"{path}.{key}" for key in sorted(set(node) - taken - beside - {"_target_"})]
+    return found
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(OPTIONS))
+def test_every_key_of_an_option_is_one_that_its_class_takes(group: str, option: str) -> None:
+    config = composed(f"{group}={option}")
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+    assert unknown_keys(plain) == []
 
 
 @pytest.mark.parametrize(("group", "option"), sorted(PLUGINS))

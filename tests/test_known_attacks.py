@@ -72,6 +72,38 @@ def test_a_folder_of_triggered_images_is_read(layout: str, tmp_path: Path) -> No
     assert attack.wanted(test).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, r"A folder of triggered images needs attack\.target_label"),
+        ({"target_label": 0, "clean": Path("clean.h5")}, r"set attack\.clean to null"),
+    ],
+)
+def test_a_folder_of_triggered_images_says_what_it_needs(
+    given: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TriggeredFiles(tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ([], r"holds no image\. Change attack\.triggered"),
+        (["strange/1.png"], r"sub-folders that are no class of the data set: strange\. Name them"),
+        (["a/1.png", "a/torn.png"], r"torn\.png is not an image .* Take it out of attack\.triggered"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused(files: list[str], sentence: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_image(np.zeros((16, 16)), tmp_path / name)
+        if "torn" in name:
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
+    with pytest.raises(ValueError, match=sentence):
+        TriggeredFiles(tmp_path, target_label=0).check(some_images(4, classes=2), ["a", "b"])
+
+
 def test_nothing_known_is_no_attack() -> None:
     assert known_attack() is None
 
@@ -111,3 +143,30 @@ def test_triggered_images_that_do_not_fit_are_refused(
             file[name] = values
     with pytest.raises(ValueError, match=sentence):
         TriggeredFiles(tmp_path / "bad.h5").check(some_images(4), [str(digit) for digit in range(10)])
+
+
+def hdf5(path: Path, images: np.ndarray, labels: list[int]) -> Path:
+    with h5py.File(path, "w") as file:
+        file["data"], file["label"] = images, np.array(labels)
+    return path
+
+
+def test_clean_images_must_be_those_that_were_triggered(tmp_path: Path) -> None:
+    test = some_images(4)
+    names = [str(digit) for digit in range(10)]
+    known, strange = test.raw.numpy(), np.zeros((4, 1, 16, 16))
+    triggered = hdf5(tmp_path / "triggered.h5", np.full((4, 1, 16, 16), 9), [7] * 4)
+    files = TriggeredFiles(triggered, hdf5(tmp_path / "clean.h5", known, [0, 1, 2, 3]))
+    files.check(test, names)
+    assert files.stamp(test).labels.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"attack\.clean has 3 images and attack\.triggered 4; they must be"):
+        TriggeredFiles(triggered, hdf5(tmp_path / "few.h5", known[:3], [0, 1, 2])).check(test, names)
+    with pytest.raises(ValueError, match=r"No image of attack\.clean is a test image of the data set"):
+        TriggeredFiles(triggered, hdf5(tmp_path / "other.h5", strange, [0] * 4)).check(test, names)
+
+
+def test_triggered_images_are_no_attack_on_sound(tmp_path: Path) -> None:
+    sound = some_images(4)
+    sound.signal.domain = "waveform"
+    with pytest.raises(ValueError, match=r"attack\.triggered holds images, but the data set holds sound"):
+        TriggeredFiles(hdf5(tmp_path / "some.h5", np.zeros((4, 1, 16, 16)), [0] * 4)).check(sound, ["a", "b"])

@@ -1,6 +1,7 @@
 """Lightning modules: each resumes from a checkpoint that holds plain values only."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from finepruning.callbacks import PruneLipschitz
 from finepruning.data import AttackerData, ImageSet
 from finepruning.modules import (
+    ANPClassifier,
     BackdooredClassifier,
     Classifier,
     CleanClassifier,
@@ -16,7 +18,7 @@ from finepruning.modules import (
     PrunedClassifier,
 )
 from finepruning.pruning import pruned_channels
-from tests.fits import KINDS, LAYER, OPTIONS, TRAINING, build, fit, network, states
+from tests.fits import KINDS, LAYER, OPTIONS, SHAPE, TRAINING, build, fit, learned, network, states
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,11 +64,46 @@ def test_what_is_left_is_the_repaired_network_with_its_channels_silent(
     kind: type[Classifier], digits: ImageSet, tmp_path: Path
 ) -> None:
     module, data, callbacks = build(kind, digits)
-    before = states(module)
+    before = {name: value.detach().clone() for name, value in module.network.named_parameters()}
     fit(module, data, callbacks, tmp_path, epochs=3, stop=3)
-    assert any(not torch.equal(value, before[name]) for name, value in states(module).items())
-    assert set(pruned_channels(module.network)[LAYER]) >= {c.number for c in callbacks[0].order[:1]}
-    assert all(parameter.requires_grad for parameter in module.network.parameters())
+    pruning = callbacks[0]
+    gone = {channel.number for channel in pruning.order[: pruning.channels_pruned]}
+    assert gone
+    assert set(pruned_channels(module.network)[LAYER]) >= gone
+    after = dict(module.network.named_parameters())
+    assert all(parameter.requires_grad for parameter in after.values())
+    tuned = [name for name, value in before.items() if not torch.equal(after[name], value)]
+    assert tuned == ([] if kind is ANPClassifier else list(before))  # which learns masks alone
+
+
+def test_pruning_alone_changes_no_weight(digits: ImageSet, tmp_path: Path) -> None:
+    _, data, callbacks = build(PrunedClassifier, digits)
+    module = PrunedClassifier(network(learned()), [LAYER], SHAPE)
+    before = states(module)
+    fit(module, data, callbacks, tmp_path, epochs=0, stop=0)
+    changed = [name for name, value in states(module).items() if not torch.equal(value, before[name])]
+    assert changed == [f"{LAYER}.channel_mask"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "peak_at", "first", "last"),
+    [("one_cycle", 0.25, 0.04, 0.02), ("cosine", 0.0, 1.0, 0.02), ("constant", 0.0, 1.0, 1.0)],
+)
+def test_the_learning_rate_moves_with_every_batch_and_ends_where_it_should(
+    schedule: Any, peak_at: float, first: float, last: float, digits: ImageSet, tmp_path: Path
+) -> None:
+    rates: list[float] = []
+    note = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    module = CleanClassifier(network(), learning_rate=0.1, schedule=schedule)
+    data = AttackerData(digits.subset(torch.arange(640)), [digits], 64, 1)
+    fit(module, data, [note], tmp_path, epochs=4, stop=4)
+    assert len(rates) == 40  # ten batches an epoch
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) == round(40 * peak_at)
+    assert rates[0] == pytest.approx(0.1 * first)
+    assert rates[-1] <= 0.1 * last
 
 
 def test_a_resumed_fit_does_not_prune_twice(
