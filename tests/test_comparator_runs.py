@@ -42,14 +42,14 @@ def test_each_leaves_a_changed_network_and_trains_no_other_suspect(
         for stage in (suspect, record["stages"]["defended"])
     )
     changed = [name for name in after if name not in before or not (after[name] == before[name]).all()]
+    masks = {name.removesuffix(".channel_mask") for name in changed if name.endswith(".channel_mask")}
     assert changed
-    if defense in ("anp", "clp"):
-        assert all(name.endswith(".channel_mask") for name in changed)
-        pruned = {name.removesuffix(".channel_mask"): int((after[name] == 0).sum()) for name in changed}
-        assert {layer: len(gone) for layer, gone in record["pruned"].items()} == {
-            layer: count for layer, count in pruned.items() if count
-        }
-        assert record["pruned"]
+    assert (len(masks) == len(changed)) == (defense in ("anp", "clp"))  # which change nothing else
+    pruned = {layer: int((after[f"{layer}.channel_mask"] == 0).sum()) for layer in masks}
+    assert {layer: len(gone) for layer, gone in record["pruned"].items()} == {
+        layer: count for layer, count in pruned.items() if count
+    }
+    assert bool(record["pruned"]) == (defense in ("anp", "clp"))
     assert record["findings"] == ({"threshold": 0.95} if defense == "anp" else {})
 
 

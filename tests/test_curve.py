@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -244,3 +245,33 @@ def test_each_layer_alone_has_a_curve_of_its_own() -> None:
     assert list(curves) == ["2", "5"]
     order = prune_order(mean_activations(network, ["2"], [IMAGES]))
     assert curves["2"] == validation_curve(network, ["2"], order, batches)
+
+
+def test_a_curve_of_every_channel_passes_each_batch_through_the_front_once() -> None:
+    network = trained_a_little(plain(), IMAGES)
+    add_mask(network, "5", 12)
+    passed: list[int] = []
+    network[0].register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    order = prune_order(mean_activations(network, ["5"], [IMAGES]))
+    del passed[:]
+    labels = torch.zeros(40, dtype=torch.long)
+    curve = validation_curve(network, ["5"], order, zip(IMAGES.split(10), labels.split(10), strict=True))
+    assert len(curve) == 13
+    assert passed[-4:] == [10] * 4
+    assert sum(passed[:-4]) <= 8  # a few images check the cut first
+
+
+def test_activations_are_summed_up_batch_by_batch() -> None:
+    network, outputs = plain(), []
+    network[5].register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
+    alive: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for images in IMAGES.split(10):
+            yield images
+            alive.append(sum(output() is not None for output in outputs))
+
+    means = mean_activations(network, ["5"], batches())
+    assert len(outputs) == 4
+    assert max(alive) <= 1
+    torch.testing.assert_close(means["5"], mean_activations(network, ["5"], [IMAGES])["5"])

@@ -1,13 +1,14 @@
 """The tables of the pages are those of the runs."""
 
-import csv
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finepruning.dashboard.evidence import __main__ as command
 from finepruning.dashboard.evidence import filled, matrix, merged, pages, read, rows_of, table, write
+from finepruning.dashboard.evidence.rows import OF_STRESS, OF_THE_NETWORKS
 from finepruning.record import read_all
 from tests import dashboard_runs
 from tests.conftest import ROOT
@@ -225,9 +226,48 @@ def test_the_tables_of_the_readme_and_of_the_pages_are_those_of_the_results() ->
     assert not stale, "python -m finepruning.dashboard.evidence fills them"
 
 
+def share(counts: str) -> float:
+    hits, total = map(int, counts.split("/"))
+    return hits / total
+
+
 def test_every_result_has_counts_that_give_its_rates() -> None:
-    for file in RESULTS.glob("*.csv"):
-        with file.open(newline="") as lines:
-            for row in csv.DictReader(lines):
-                hits, total = map(int, row["suspect_clean_accuracy_counts"].split("/"))
-                assert abs(hits / total - float(row["suspect_clean_accuracy"])) < 1e-6
+    rows = [row for file in RESULTS.glob("*.csv") for row in read(file)]
+    of_stress = [field for field in OF_STRESS if field.endswith("_counts")]
+    found = [
+        (row[field.removesuffix("_counts")], row[field])
+        for row in rows
+        for field in (*OF_THE_NETWORKS, *of_stress)
+        if row.get(field)
+    ]
+    assert len(found) > 2 * len(rows) > 1000
+    wrong = [pair for pair in found if f"{share(pair[1]):.6f}" != pair[0]]
+    assert wrong == []
+
+
+def test_the_command_writes_rows_and_fills_pages_and_keeps_old_rows_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def written(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["evidence", *arguments])
+        command.main()
+        return (tmp_path / "experiments" / "some.md").read_text()
+
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "README.md").write_text("no table")
+    (tmp_path / "experiments" / "some.md").write_text("<!-- table some: defense seeds -->\n<!-- end -->\n")
+    for number, (folder, seed) in enumerate((("first", 1), ("second", 2))):
+        run = record(seed, "finetune", 190, 40, name=f"run {number}", schema=1)
+        dashboard_runs.write(tmp_path / folder, run)
+    assert "| `finetune` | 1 |" in written("some", str(tmp_path / "first"))
+    assert "| `finetune` | 1, 2 |" in written("some", str(tmp_path / "second"), "--add")
+    assert "| `finetune` | 2 |" in written("some", str(tmp_path / "second"))
+    (tmp_path / "second" / "torn").mkdir()
+    (tmp_path / "second" / "torn" / "record.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"torn/record\.json is damaged"):
+        written("some", str(tmp_path / "second"))
+    with pytest.raises(SystemExit, match=r"No record of a run in .*nowhere; experiments/some\.md says how"):
+        written("some", str(tmp_path / "nowhere"))
+    assert "| `finetune` | 2 |" in written()
+    assert (tmp_path / "README.md").read_text() == "no table"

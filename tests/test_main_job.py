@@ -107,7 +107,7 @@ def test_what_an_overwritten_run_left_goes(quick_run: RunHere, tmp_path: Path) -
     first = quick_run("name=mine", "defense=prune", "export.structural=true")
     place = tmp_path / "runs" / "mine"
     (place / "repaired" / "goodnet.safetensors").touch()
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match="none_such"):
         quick_run("name=mine", "defense=prune", "overwrite=true", "defense.order=none_such")
     assert records.read(place) == first  # what cannot be built replaces nothing
     again = quick_run("name=mine", "defense=prune", "export.structural=true", "overwrite=true")

@@ -68,7 +68,9 @@ def test_without_folds_the_images_to_validate_with_decide(quick_run: RunHere) ->
     assert (folded["total"], plain["total"]) == (136, 66)
 
 
-def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_path: Path) -> None:
+def test_auto_finds_the_target_and_removes_the_backdoor(
+    quick_run: RunHere, shared_store: Path, tmp_path: Path
+) -> None:
     record = quick_run(
         *LEARNED,
         "defense=auto",
@@ -87,11 +89,12 @@ def test_auto_finds_the_target_and_removes_the_backdoor(quick_run: RunHere, tmp_
     assert defended["attack_success_rate"] < 0.1
     assert defended["clean_accuracy"] > suspect["clean_accuracy"] - 0.05
     assert record["ladder"]["kept"] == 0
-    assert record["audit"]["verdict"] in VERDICTS
+    assert record["audit"]["verdict"] == VERDICTS[record["audit"]["evidence"]]
     (report,) = (tmp_path / "runs").glob("*/report")
     assert (report / "REPORT.md").read_text().count("![") > 5
     assert len(list(report.glob("*.png"))) >= 15
-    assert not list((tmp_path / "runs").glob("*/defended/rung-*/last.ckpt"))
+    kept = shared_store / record["stages"]["defended"]
+    assert sorted(path.name for path in kept.rglob("*")) == ["about.json", WEIGHTS]
 
 
 def test_inspect_changes_nothing(quick_run: RunHere) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from finepruning import record as records
+from finepruning.data import pack
+from finepruning.data.digits import Digits
 from finepruning.store import Store, held
 from finepruning.store.__main__ import main
 from tests.conftest import ROOT
@@ -94,6 +96,31 @@ def test_a_damaged_stage_makes_verify_fail(
     said = capsys.readouterr().out
     assert f"suspect/{network.parent.name}: network.safetensors is damaged." in said
     assert "2 checked, 1 damaged." in said
+
+
+def test_packed_data_that_changed_makes_verify_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store(tmp_path)
+    packed = pack(Digits(size=8), tmp_path / "data")
+    assert len(packed.train) > 1000
+    assert main(["verify", "--store", str(tmp_path)]) == 0
+    (file,) = tmp_path.glob("data/digits-*/train.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(["verify", "--store", str(tmp_path)]) == 1
+    assert f"data/{file.parent.name}: the values are not those that were packed" in capsys.readouterr().out
+
+
+def test_an_old_lock_goes_and_a_new_one_stays(places: tuple[str, ...]) -> None:
+    old, new = (Path(places[1]) / "suspect" / f"{name}.lock" for name in ("old", "new"))
+    old.touch()
+    age(Path(places[1]), 3)
+    new.touch()
+    assert main(["prune", *places, "--yes"]) == 0
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_nothing_goes_without_a_word(places: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finepruning.dashboard import comparison
-from finepruning.dashboard.table import varying
+from finepruning.dashboard.table import layers_table, stress_table, varying
 
 
 def printed(table: Table) -> str:
@@ -95,3 +95,37 @@ def test_runs_that_only_a_value_tells_apart_show_it() -> None:
         "max_epochs": ["2", "3"],
         "learning_rate": ["0.1", "0.2"],
     }
+
+
+def plain_scores(clean: float | None, success: float | None) -> dict[str, Any]:
+    return {"clean_accuracy": clean, "attack_success_rate": success}
+
+
+def cells(table: str, first: str) -> list[str]:
+    line = next(line for line in table.splitlines() if line.strip("│ ").startswith(first))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_a_table_of_stress_has_success_and_accuracy_of_each_network() -> None:
+    networks = {
+        "suspect": {"before": plain_scores(0.98, 1.0), "retuned": plain_scores(0.97, 0.995)},
+        "clean": {"before": plain_scores(0.99, 0.002), "retuned": plain_scores(0.985, None)},
+    }
+    text = printed(stress_table({"name": "a-run", "stress": {"networks": networks}}))
+    assert "a-run: attack success (clean accuracy) under stress" in " ".join(text.split())
+    assert cells(text, "suspect") == ["suspect", "100.0 (98.0)", "99.5 (97.0)"]
+    assert cells(text, "clean") == ["clean", "0.2 (99.0)", "- (98.5)"]
+
+
+def test_a_table_of_layers_begins_with_the_network_as_it_is() -> None:
+    row = {"layer": "conv[1]", "prunable": 3, "channels": 8, "validation_accuracy": 0.95}
+    record = {
+        "name": "a-run",
+        "config": {"analysis": {"max_drop": 0.04}},
+        "scores": {"suspect": plain_scores(0.98, 1.0)},
+        "layers": [row | plain_scores(0.9, 0.5)],
+    }
+    text = printed(layers_table(record))
+    assert "pruned alone, by at most 4 % of validation accuracy" in " ".join(text.split())
+    assert cells(text, "(none)") == ["(none)", "", "", "98.0", "100.0"]
+    assert cells(text, "conv[1]") == ["conv[1]", "3/8", "95.0", "90.0", "50.0"]

@@ -32,7 +32,7 @@ def repair_report(
         agreement: Clean test images that both networks classify alike, and all of them.
         files: Names of the files that were written.
         warning: What was wrong with the suspect's accuracy, if anything.
-        ladder: As it stands in a record; None without one.
+        ladder: As it stands in a record, with a rung that stays; None without one.
         audit: As it stands in a record; None without one.
     """
     lines = [f"# Repair of {weights}", ""]
@@ -76,8 +76,6 @@ def repair_report(
 
 
 def _repaired(ladder: Mapping[str, Any]) -> list[str]:
-    if ladder["kept"] is None:
-        return [f"- {ladder['reason']}"]
     rung = ladder["rungs"][ladder["kept"]]
     options = ", ".join(f"{key} {value}" for key, value in rung["options"].items())
     low, high = (100 * end for end in rung["interval"])
