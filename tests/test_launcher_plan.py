@@ -204,6 +204,7 @@ def test_a_sweep_says_what_it_will_do() -> None:
         3, 0, jobs, [earlier(dataset="mnist", hashes=("b",))], 2
     )
     assert announcement(5, 5, [], [], 2) == "5 runs, all of them done"
+    assert announcement(1, 1, [], [], 2) == "1 run, all of them done"
     assert announcement(5, 3, [], [], 2) == "5 runs, 3 of them done"  # two are refused
 
 

@@ -117,6 +117,9 @@ def test_a_sweep_runs_jobs_of_several_processes(tmp_path: Path) -> None:
         ("prune", 2),
     ]
     assert len(list((tmp_path / "store" / "suspect").glob("*/about.json"))) == 2
+    for defense in ("none", "prune"):
+        one, two = (record["scores"] for record in found if record["defense"] == defense)
+        assert one == two
     assert "Process" not in said
     logs = [path.read_text() for path in (tmp_path / "runs").glob("*/run.log")]
     assert len(logs) == 4
@@ -166,6 +169,7 @@ def test_a_killed_run_of_two_processes_leaves_none_and_goes_on(tmp_path: Path) -
     said = finished(*command)
     assert "Training the suspect" in said
     (record,) = only_records(tmp_path)
+    assert "Going on after epoch" in said
     rows = losses(tmp_path, record, "suspect")
     whole = exact_run(tmp_path / "whole", "trainer=ddp_cpu", "trainer.max_epochs=12", "defense=none")
     assert_equal_networks(weights(tmp_path / "whole", whole, "suspect"), weights(tmp_path, record, "suspect"))

@@ -105,12 +105,12 @@ def announcement(total: int, done: int, jobs: Sequence[Job], earlier: Sequence[E
         n_jobs: Jobs at a time.
     """
     if not jobs:
-        return f"{total} runs, {'all' if done == total else done} of them done"
+        return f"{_count(total, 'run')}, {'all' if done == total else done} of them done"
     suspects, defended = to_make(jobs, {made_by for run in earlier for made_by in run.hashes})
     seconds = estimate(jobs, earlier, n_jobs)
     time = "no earlier run tells how long" if seconds is None else f"about {duration(seconds)}"
     return (
-        f"{total} runs, {done} of them done, {len(jobs)} to do, {min(n_jobs, len(jobs))} at a "
+        f"{_count(total, 'run')}, {done} of them done, {len(jobs)} to do, {min(n_jobs, len(jobs))} at a "
         f"time. To make: about {_count(len(suspects), 'suspect')} and "
         f"{_count(len(defended), 'defended network')}; {time}."
     )

@@ -53,6 +53,8 @@ class KeepEpochs(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of an earlier attempt, which the run's folder may have lost."""
+        if self.rows and trainer.is_global_zero:
+            log.info("Going on after epoch %d.", len(self.rows))
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
