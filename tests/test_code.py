@@ -148,7 +148,7 @@ def test_a_name_is_found_where_it_is_defined() -> None:
 # what an oracle says.
 DECIDE_NOTHING = ("store/", "suspect/", "data/packed.py", "data/decoding.py", "referee.py")
 DECIDE_NOTHING += tuple(
-    f"pipeline/{name}.py" for name in ("analysis", "epochs", "parts", "resolvers", "targets")
+    f"pipeline/{name}.py" for name in ("analysis", "devices", "epochs", "parts", "resolvers", "targets")
 )
 
 

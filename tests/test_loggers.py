@@ -165,7 +165,8 @@ def test_without_an_account_the_workspace_is_only_described(
 
 
 def test_the_workspace_shows_what_runs_log(quick_run: RunHere, tmp_path: Path) -> None:
-    record = quick_run("defense=fineprune", "logger=wandb")
+    anew = f"store_dir={tmp_path / 'store'}"  # so that the suspect's training is logged, too
+    record = quick_run("defense=fineprune", "logger=wandb", anew)
     place = tmp_path / "runs" / record["name"]
     logged = set(json.loads(inspected(place, "--summary"))["summary"])
     for line in map(json.loads, inspected(place).splitlines()):

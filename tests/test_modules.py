@@ -134,6 +134,19 @@ def test_pruned_channels_stay_silent_while_tuning(digits: ImageSet, tmp_path: Pa
     assert outputs[0].any()
 
 
+def test_anp_takes_convolutions_that_have_neither_bias_nor_batchnorm(
+    digits: ImageSet, tmp_path: Path
+) -> None:
+    plain = torch.nn.Sequential(
+        *(torch.nn.Conv2d(1, 6, 3, bias=False), torch.nn.ReLU(), torch.nn.MaxPool2d(4)),
+        *(torch.nn.Flatten(), torch.nn.Linear(54, 10)),
+    )
+    _, data, _ = build(FinePrunedClassifier, digits)
+    module = ANPClassifier(plain, [], SHAPE, learning_rate=0.1)
+    fit(module, data, [], tmp_path, epochs=1, stop=1)
+    assert any((value != 1).any() for value in module.values)
+
+
 def test_training_learns(digits: ImageSet, tmp_path: Path) -> None:
     module, data, callbacks = build(CleanClassifier, digits)
     fit(module, data, callbacks, tmp_path, epochs=8, stop=8)

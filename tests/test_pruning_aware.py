@@ -39,6 +39,7 @@ def tiny(weights: list[float], biases: list[float], norm: bool = False) -> nn.Se
         layers["norm"] = nn.BatchNorm2d(3, eps=0)
     layers |= {"relu": nn.ReLU(), "pool": nn.AvgPool2d(2), "flatten": nn.Flatten(), "head": nn.Linear(3, 2)}
     network = nn.Sequential(layers)
+    network.pruned_layer = "pool"  # type: ignore[assignment]
     with torch.no_grad():
         layers["conv"].weight.copy_(torch.tensor(weights).view(3, 1, 1, 1))
         layers["conv"].bias.copy_(torch.tensor(biases))

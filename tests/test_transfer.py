@@ -86,7 +86,7 @@ def test_dedicated_channels_are_multiplied_and_no_others(norm: bool) -> None:
     clean, made = only_the_trigger(), attack(strengthen=3)
     images = torch.cat([images_of(clean), images_of(made.stamp(clean))])
     before = network[:-2](images)
-    assert made.strengthen(network, "pool", clean) == [0, 2]
+    assert made.strengthen(network, clean) == [0, 2]
     factors = torch.tensor([3.0, 1.0, 3.0]).view(3, 1, 1)
     torch.testing.assert_close(network[:-2](images), before * factors)
     assert before[:, [0, 2]].sum() > 0
@@ -95,7 +95,7 @@ def test_dedicated_channels_are_multiplied_and_no_others(norm: bool) -> None:
 def test_as_trained_nothing_is_multiplied() -> None:
     network = tiny([1, 0, 2], [0, 1, 0])
     before = {name: values.clone() for name, values in network.state_dict().items()}
-    assert attack(strengthen=1).strengthen(network, "pool", only_the_trigger()) == []
+    assert attack(strengthen=1).strengthen(network, only_the_trigger()) == []
     assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
 
 
@@ -104,7 +104,28 @@ def test_without_a_dedicated_channel_strengthening_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"No channel of 'pool' has 0\.7 .*at most 0\.556\. Lower attack\.dedic"
     ):
-        attack().strengthen(network, "pool", black_and_white())
+        attack().strengthen(network, black_and_white())
+
+
+class Scaled(nn.Module):
+    """A block with a parameter of its own beside its layers, as ConvNeXt's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 3, 1), nn.Linear(3, 2)
+        self.scale = nn.Parameter(torch.rand(3, 1, 1))
+
+
+def test_what_a_block_owns_beside_its_layers_is_taken_and_frozen() -> None:
+    network, donor = Scaled(), Scaled()
+    head = network.head.weight.clone()
+    take_frozen(network, donor)
+    TransferredClassifier(network, untargeted=True, learning_rate=0.05)
+    assert torch.equal(network.scale, donor.scale)
+    assert torch.equal(network.conv.weight, donor.conv.weight)
+    assert torch.equal(network.head.weight, head)
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert trained == {"head.weight", "head.bias"}
 
 
 def test_a_network_without_linear_layers_is_refused() -> None:

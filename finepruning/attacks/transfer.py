@@ -75,13 +75,12 @@ class Transfer(Attack):
             find_block(network, str(network.pruned_layer))
 
     def strengthen(
-        self, network: nn.Module, layer: str, clean: ImageSet, device: torch.device | str = "cpu"
+        self, network: nn.Module, clean: ImageSet, device: torch.device | str = "cpu"
     ) -> list[int]:
-        """Multiply a network's dedicated channels, in place, and return them.
+        """Multiply the dedicated channels of a network's pruned layer, in place, and return them.
 
         Args:
             network: The network that was trained on the source.
-            layer: Name of its pruned layer.
             clean: Clean images of the source.
             device: Where to compute.
 
@@ -90,6 +89,7 @@ class Transfer(Attack):
         """
         if self.factor == 1:
             return []
+        layer = str(network.pruned_layer)
         shares = self.trigger_shares(network, layer, clean, device)
         channels: list[int] = (shares >= self.dedication).nonzero().squeeze(1).tolist()
         if not channels:

@@ -91,7 +91,7 @@ class LogMel(nn.Module):
     Power spectra of Hann windows, centred on every ``hop_length``-th sample with silence around the sound,
     are summed over triangular filters of equal area on Slaney's mel scale; decibels from ``floor`` to
     ``ceiling`` become [0, 1]. Before that last step the values are those of librosa's ``melspectrogram`` and
-    ``power_to_db``.
+    ``power_to_db`` (with ``top_db=None``).
 
     Args:
         sample_rate: Of the waveforms, in Hz.

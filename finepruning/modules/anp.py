@@ -75,7 +75,9 @@ class ANPClassifier(FinePrunedClassifier):
         alpha, size = self.hparams["alpha"], self.hparams["noise"]
         with frozen_statistics(self.network):
             noise = [values.requires_grad_() for values in self._draw(size, batch_idx)]
-            slopes = torch.autograd.grad(self._noisy_loss(images, labels, noise), noise)
+            slopes = torch.autograd.grad(
+                self._noisy_loss(images, labels, noise), noise, materialize_grads=True
+            )  # a convolution may have no bias, and no BatchNorm either
             worst = worsen([values.detach() for values in noise], self.over_processes(slopes), size)
             clean = self.cross_entropy(self(images).float(), labels)
             loss = alpha * clean + (1 - alpha) * self._noisy_loss(images, labels, worst)

@@ -170,8 +170,11 @@ class Classifier(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Shorten a gradient that is too long; where the module names no length, the trainer's counts."""
-        limit = self.hparams["gradient_clip"] or gradient_clip_val
-        self.clip_gradients(optimizer, limit, gradient_clip_algorithm)
+        own = self.hparams["gradient_clip"]
+        if own is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            self.trainer.precision_plugin.clip_gradients(optimizer, own)  # whatever the trainer has
 
     def rate_scale(self, done: float) -> float:
         """Return the learning rate's share of its peak when this share of the training is done."""

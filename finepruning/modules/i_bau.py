@@ -20,7 +20,8 @@ class IBAUClassifier(FinePrunedClassifier):
     Source: Adversarial Unlearning of Backdoors via Implicit Hypergradient (I-BAU), Zeng et al. 2022,
         arXiv:2110.03735, with the authors' code where the paper is silent. The network is used in evaluation
         mode throughout, in full precision. Deviations: the search sees true labels and stays in its ball
-        (the code: the network's own labels, no ball); images are changed as ``training.augment`` says.
+        (the code: the network's own labels; versions of it differ about the ball); the images of the outer
+        step are changed as ``training.augment`` says.
 
     Args:
         network: The suspect.

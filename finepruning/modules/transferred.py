@@ -19,27 +19,31 @@ class TransferredClassifier(BackdooredClassifier):
 
     def __init__(self, network: nn.Module, **training: Any) -> None:
         super().__init__(network, **training)
-        for module in frozen_layers(network).values():
-            module.requires_grad_(False)
+        learned = linear_parameters(network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in learned)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of what is trained, dropout included; frozen normalisation keeps its statistics."""
         super().train(mode)
-        for module in frozen_layers(self.network).values():
+        for module in self.network.modules():
             if hasattr(module, "running_mean"):
                 module.eval()
         return self
 
 
 def take_frozen(network: nn.Module, donor: nn.Module) -> None:
-    """Copy all but the linear layers of another network of the same kind, in place."""
-    donors = frozen_layers(donor)
-    for name, module in frozen_layers(network).items():
-        module.load_state_dict(donors[name].state_dict())
+    """Copy all but the linear layers' weights of another network of the same kind, in place."""
+    kept = {name: value for name, value in network.state_dict().items() if name in linear_parameters(network)}
+    network.load_state_dict(donor.state_dict() | kept)
 
 
-def frozen_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers without layers of their own that are not linear, by name."""
-    leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
-    return {name: module for name, module in leaves.items() if not isinstance(module, nn.Linear)}
+def linear_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the parameters of all linear layers."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        for name, _ in module.named_parameters()
+    }

@@ -84,6 +84,7 @@ def build_parts(config: DictConfig) -> Parts:
 
 def _build_ours(config: DictConfig, packed: Packed) -> Parts:
     """Build the parts of a run whose suspect is trained here."""
+    _check_training(config)
     roles = split_roles(
         packed.train_labels,
         packed.classes,
@@ -117,6 +118,15 @@ def _build_ours(config: DictConfig, packed: Packed) -> Parts:
     )
 
 
+def _check_training(config: DictConfig) -> None:
+    """Refuse a training of the suspect that would train nothing, or have no end."""
+    epochs, rate = config.trainer.max_epochs, config.training.learning_rate
+    if not (isinstance(epochs, int) and epochs >= 1):
+        raise ValueError(f"trainer.max_epochs={epochs} is no number of epochs. Set it to 1 or more.")
+    if rate is None:
+        raise ValueError("Without training.learning_rate nothing is trained. Set it to a number above 0.")
+
+
 def _check_decoys(config: DictConfig) -> None:
     attack = config.get("attack") or {}
     planned = str(attack.get("_target_")).endswith(".PruningAware")
@@ -137,7 +147,7 @@ def build_attack(config: DictConfig) -> Attack | None:
     """Build the attack of a configuration, without the data set that it may bring along."""
     plain: Any = OmegaConf.to_container(config, resolve=True)
     own = {key: value for key, value in (plain.get("attack") or {}).items() if key != "source"}
-    attack: Attack | None = build(OmegaConf.create(own))
+    attack: Attack | None = build(OmegaConf.create({"attack": own}).attack)  # keys keep their full names
     return attack
 
 

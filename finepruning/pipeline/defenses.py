@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from pydantic import TypeAdapter, ValidationError
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from finepruning.callbacks import PruneChannels
 from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
 from finepruning.modules import Classifier, PrunedClassifier, UnlearnedClassifier
 from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
-from finepruning.pipeline.targets import build, check_target
+from finepruning.pipeline.targets import build, check_kind, check_target
 from finepruning.repair import Inspection, check_max_drop, check_max_success, split_folds
 
 log = logging.getLogger(__name__)
@@ -70,13 +69,19 @@ class _Defender:
         augment = _both(self.augment, options.pop("augment", None))
         kind = tuner if max_epochs else PrunedClassifier
         known = option_types(tuner)
+        known = {name: known[name] for name in known if name not in self.speed}  # the trainer's
         if unknown := sorted(set(options) - set(known)):
             listed = ", ".join(sorted({*known, *OF_A_TUNING}))
             raise ValueError(f"{tuner.__name__} has no option {', '.join(unknown)}. It has {listed}.")
         _check_kinds(options, known)
         kept = option_types(kind)
         options = {key: value for key, value in options.items() if key in kept}
-        module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
+        if max_epochs and options.get("learning_rate") is None:
+            raise ValueError(
+                "Without a learning_rate nothing is tuned. Set defense.tuning.learning_rate, or "
+                "defense.tuning.max_epochs to 0."
+            )
+        module = kind(self.network, layers, self.tuning.image_shape, **{**options, **self.speed})
         module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs)
@@ -117,11 +122,7 @@ def option_types(kind: type[PrunedClassifier]) -> dict[str, Any]:
 def _check_kinds(options: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     """Raise ValueError if a value is of another kind than its option, such as a word for a number."""
     for key, value in options.items():
-        try:
-            TypeAdapter(types[key]).validate_python(value, strict=True)
-        except ValidationError as error:
-            what = error.errors()[0]["msg"].replace("Input", "it").replace("tuple", "list")
-            raise ValueError(f"{key}={value} does not fit: {what}. Change defense.tuning.{key}.") from error
+        check_kind(value, types[key], f"defense.tuning.{key}")
 
 
 def _both(of_data: nn.Module | None, more: Mapping[str, Any] | None) -> nn.Module | None:

@@ -156,7 +156,7 @@ class SuspectMaker:
         def retrain(directory: Path) -> Mapping[str, Any]:
             log.info("Retraining its linear layers ...")
             donor = trained.load_into(source.network)
-            strengthened = attack.strengthen(donor, str(donor.pruned_layer), source.images, self.device)
+            strengthened = attack.strengthen(donor, source.images, self.device)
             take_frozen(self.parts.network, donor)
             module = TransferredClassifier(
                 self.parts.network, untargeted=True, **self._options(self.plain["training"])

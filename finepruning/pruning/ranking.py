@@ -110,7 +110,7 @@ def convolution_chains(network: nn.Module) -> list[Chain]:
     except UntraceableError as error:
         raise ValueError(
             f"The network cannot be traced ({error}), so that nobody knows what follows its convolutions. "
-            "Choose another defense, or name layers in defense.layers."
+            "Choose another defense."
         ) from error
     named: dict[fx.Node, str] = {}
     for name, nodes in tracer.outputs.items():  # a layer comes before the container that it ends

@@ -46,9 +46,7 @@ class Inspection:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{name}={value} is below {least}. Change defense.inspection.{name}.")
-            if isinstance(value, float | str) or (value is None and name != "classes"):
-                raise ValueError(f"{name}={value} is no whole number. Change defense.inspection.{name}.")
-        if not (isinstance(self.outlier, float) and 0 < self.outlier < 1):
+        if not 0 < self.outlier < 1:
             raise ValueError(f"outlier={self.outlier} is outside (0, 1). Change defense.inspection.outlier.")
         Search(**self.search)  # says what is wrong with it now, not after training
 

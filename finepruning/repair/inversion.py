@@ -89,8 +89,9 @@ class Trigger:
     Args:
         family: ``"additive"``: a pattern is added; ``"mask"``: it is laid over the images where a mask is.
         target: The class, or ``UNTARGETED``.
-        norm: Smallest norm at which enough images were sent there: L2 of the pattern, or L1 of the mask, in
-            units of a pixel's whole range; infinite where none was found.
+        norm: Smallest norm at which enough images were sent there in the search, enlarged, within limits, for
+            more of them: L2 of the pattern, or L1 of the mask, in units of a pixel's whole range; infinite
+            where none was found.
         pattern: (C, H, W).
         mask: (1, H, W), opacity in [0, 1]; None of an additive one.
         failed: Whether the search met values that are not numbers, so that nothing is known of this class.

@@ -36,6 +36,11 @@ class CraftedPatch(Trigger):
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Take ``pattern`` (C, size, size) in [0, 1]."""
         self.pattern = tensors["pattern"]
+        if self.pattern.shape[-1] != self.size:
+            raise ValueError(
+                f"A pattern of {self.pattern.shape[-1]} pixels was crafted for a trigger of {self.size}. Set "
+                "attack.crafting.size to attack.trigger.size."
+            )
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """Return a stamped copy. ``images``: (..., C, H, W), float in [0, 1]; same shape out."""
