@@ -35,7 +35,8 @@ class TransferredClassifier(BackdooredClassifier):
 
 def take_frozen(network: nn.Module, donor: nn.Module) -> None:
     """Copy all but the linear layers' weights of another network of the same kind, in place."""
-    kept = {name: value for name, value in network.state_dict().items() if name in linear_parameters(network)}
+    own = network.state_dict()
+    kept = {name: own[name] for name in linear_parameters(network)}
     network.load_state_dict(donor.state_dict() | kept)
 
 

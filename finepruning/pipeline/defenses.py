@@ -81,7 +81,7 @@ class _Defender:
                 "Without a learning_rate nothing is tuned. Set defense.tuning.learning_rate, or "
                 "defense.tuning.max_epochs to 0."
             )
-        module = kind(self.network, layers, self.tuning.image_shape, **{**options, **self.speed})
+        module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         module.check_epochs(max_epochs)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs)
