@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from finepruning.modules import PrunedClassifier
-from finepruning.networks import BadNetsCNN, DigitsCNN, PreActResNet18
+from finepruning.networks import BadNetsCNN, DigitsCNN, PreActResNet18, TorchvisionClassifier
 from finepruning.pipeline.training import _CheckMasks
 from finepruning.pruning import add_mask, convolution_chains, set_pruned
 from finepruning.pruning.masks import mask_of
@@ -39,6 +39,15 @@ def test_each_convolution_is_paired_with_the_norm_right_behind_it() -> None:
     first, second = residual["stage1.0.conv1"], residual["stage1.0.conv2"]
     assert (first.norm, first.output) == ("stage1.0.norm2", "stage1.0.relu2")
     assert (second.norm, second.output) == (None, "stage1.0.conv2")  # a residual sum follows
+
+
+def test_channels_that_are_the_classes_are_not_pruned() -> None:
+    network = TorchvisionClassifier((3, 32, 32), 10, [0.5] * 3, [0.25] * 3, "squeezenet1_1")
+    last = "model.classifier.1"  # no linear layer comes behind it
+    assert isinstance(network.get_submodule(last), nn.Conv2d)
+    pruned = {chain.convolution for chain in convolution_chains(network)}
+    every = {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    assert every - pruned == {last}
 
 
 def test_synchronised_norms_are_norms_and_their_masks_are_refused() -> None:

@@ -93,6 +93,26 @@ def test_a_python_file_works_from_the_command_line(program: Path, tmp_path: Path
     assert "model.1" in record["repair"]["channels"]
 
 
+@pytest.mark.parametrize(
+    ("defense", "sentence"),
+    [
+        (["clp"], r"nobody knows what follows its convolutions\. Choose another defense"),
+        (["prune", "defense.order=l1"], r"weights of a channel cannot be found: .* defense\.order to"),
+        (["anp"], r"nobody knows what follows its convolutions\. Choose another defense"),
+    ],
+)
+def test_a_program_that_branches_on_its_images_is_refused_before_training_where_it_must_be_traced(
+    defense: list[str], sentence: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    branch = "    def forward(self, x):\n        return super().forward(x if x.sum() > 0 else -x)\n"
+    program.write_text(PROGRAM.replace("def dead", branch + "def dead"))
+    monkeypatch.setattr("pytorch_lightning.Trainer.fit", lambda *_, **__: pytest.fail("training began"))
+    model = ("model=python_file", f"model.file={program}", "model.call=Net", "model.run_code=true")
+    name, *more = defense
+    with pytest.raises(Refused, match=sentence):
+        run_here(*model, "dataset.size=16", "logger=none", f"store_dir={tmp_path}", f"defense={name}", *more)
+
+
 def test_what_a_users_files_hold_decides_the_suspect(program: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     model = ("model=python_file", f"model.file={program}", "model.call=Net", "model.run_code=true")

@@ -1,6 +1,6 @@
 """Pruning as a callback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -94,6 +94,15 @@ class PruneChannels(Callback):
     def oracle(self) -> bool:
         """Whether the order comes from somebody who knows the trigger."""
         return self.ranking == ORACLE
+
+    def check(self, network: nn.Module, layers: Sequence[str]) -> None:
+        """Check before any work that it can rank the layers of a network like this one.
+
+        Raises:
+            ValueError: If weights are to say the order, and those of a layer's channels cannot be found.
+        """
+        if self.ranking == "l1":
+            weight_norms(network, layers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rank, walk the curve, stop, and set the masks."""

@@ -1,10 +1,12 @@
 """Pruning that needs no data, as a callback."""
 
+from collections.abc import Sequence
+
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from finepruning.modules.states import PrunedClassifier
-from finepruning.pruning import add_mask
+from finepruning.pruning import add_mask, convolution_chains
 from finepruning.pruning.masks import mask_of
 from finepruning.repair.clp import channel_bounds, outliers
 
@@ -20,7 +22,7 @@ class PruneLipschitz(Callback):
         u: Standard deviations above its layer's mean from which a channel goes, at least 0.
 
     Raises:
-        ValueError: If ``u`` is below 0; at the start of a fit, if the network cannot be traced.
+        ValueError: If ``u`` is below 0; in a fit, if the network cannot be traced.
     """
 
     def __init__(self, u: float) -> None:
@@ -28,6 +30,14 @@ class PruneLipschitz(Callback):
             raise ValueError(f"u={u} is below 0. Set defense.u to 0 or more; the paper's value is 3.")
         self.u = u
         self.done = False
+
+    def check(self, network: nn.Module, layers: Sequence[str]) -> None:
+        """Check before any work that it can prune a network like this one; ``layers`` do not matter.
+
+        Raises:
+            ValueError: If the network cannot be traced.
+        """
+        convolution_chains(network)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give all layers masks, so that a checkpoint that is read later brings them back."""

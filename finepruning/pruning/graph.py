@@ -110,6 +110,21 @@ def adds(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
 
 
+def answers(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node's channels are the classes: nothing that has weights comes behind it."""
+    queue, seen = [node], {node}
+    while queue:
+        for user in queue.pop().users:
+            layer = layer_of(network, user)
+            weightless = layer is None or plain_class(layer) in NORMS or not list(layer.parameters())
+            if not weightless or any(source.op == "get_attr" for source in user.all_input_nodes):
+                return False
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
+    return True
+
+
 def find_makers(network: nn.Module, node: fx.Node) -> list[nn.Module]:
     """Return the convolutions or linear layers that make a node's channels; none if one is out of sight."""
     found: dict[nn.Module, None] = {}

@@ -10,6 +10,7 @@ from finepruning.pruning.graph import (
     CONVOLUTIONS,
     NORMS,
     UntraceableError,
+    answers,
     find_makers,
     keeps_channels,
     layer_of,
@@ -97,7 +98,7 @@ class Chain(NamedTuple):
 
 
 def convolution_chains(network: nn.Module) -> list[Chain]:
-    """Return the chain of each convolution that runs once in a pass.
+    """Return the chain of each convolution that runs once in a pass and whose channels are not the classes.
 
     Args:
         network: The network; its mode is as before afterwards.
@@ -119,7 +120,7 @@ def convolution_chains(network: nn.Module) -> list[Chain]:
     found = []
     for name, layer in network.named_modules():
         nodes = tracer.outputs.get(name, [])
-        if not isinstance(layer, CONVOLUTIONS) or len(nodes) != 1:
+        if not isinstance(layer, CONVOLUTIONS) or len(nodes) != 1 or answers(network, nodes[0]):
             continue
         last, norm, node = name, None, nodes[0]
         while len(node.users) == 1 and keeps_channels(network, user := next(iter(node.users))):
