@@ -13,12 +13,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from finepruning.data import ImageSet, Roles
-from finepruning.modules import UnlearnedClassifier
-from finepruning.networks import DigitsCNN
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
 from finepruning.pipeline.climber import Climber
-from finepruning.pipeline.defenses import enough_steps, fold_rows
+from finepruning.pipeline.defenses import fold_rows
 from finepruning.pipeline.parts import Fold, Rung, Tuning
 from finepruning.store import WEIGHTS, save_weights
 from tests.conftest import composed
@@ -305,35 +303,3 @@ def test_a_network_near_chance_is_refused(quick_run: RunHere, monkeypatch: pytes
     monkeypatch.setattr("finepruning.pipeline.inspector.correct", lambda *_: torch.arange(67) < 7)
     with pytest.raises(Refused, match=r"7 of 67 .*near chance \(10\.0%\).*scaled wrongly.*another order"):
         quick_run("defense=inspect", *FAST, "defense.inspection.search.seed=5")
-
-
-def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious() -> None:
-    network = DigitsCNN((1, 8, 8), 10, [0.5], [0.25], width=1)
-    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4)
-    goals = []
-    for suspicious in ([], [3], [3, 5]):
-        module.aim_at(suspicious, {}, None)
-        goals.append(sorted(set(module.goals.tolist())))
-    assert goals == [[-1], [3], [-1, 3, 5]]
-    targeted = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=4, untargeted=False)
-    with pytest.raises(ValueError, match=r"no class is suspicious, and defense\.tuning\.untargeted=false"):
-        targeted.aim_at([], {}, 1.0)
-
-
-def test_perturbations_are_as_large_as_the_triggers_that_were_found() -> None:
-    network = DigitsCNN((1, 8, 8), 10, [0.5], [0.25], width=1)
-    module = UnlearnedClassifier(network, [], (1, 8, 8), perturbations=6, radii=(1.0, 2.0))
-    module.aim_at([3, 5], {3: 1.5, 5: 3.0, -1: None}, 4.0)
-    assert module.goals.tolist() == [3, 5, -1, 3, 5, -1]
-    # 1 and 2 times 1.5; 3 and 6, but at most the median; the median where none was found
-    assert module.radii.tolist() == [1.5, 3.0, 4.0, 3.0, 4.0, 4.0]
-    assert module.patterns.flatten(1).norm(dim=1).tolist() == pytest.approx([1.5, 3.0, 4.0, 3.0, 4.0, 4.0])
-    module.aim_at([3], {3: None}, None)  # nothing was found at all: in units of a pixel's range
-    assert module.radii.tolist() == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
-
-
-def test_few_images_are_learned_from_often_enough() -> None:
-    assert enough_steps(67, 128, 15, 160) == (16, 40)  # 4 steps an epoch
-    assert enough_steps(1470, 128, 15, 160) == (128, 15)  # 11 steps an epoch are 165
-    assert enough_steps(3, 128, 1, 5) == (1, 2)
-    assert enough_steps(67, 128, 0, 160) == (16, 0)
