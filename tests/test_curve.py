@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from finepruning.pruning import (
     Channel,
@@ -166,6 +167,32 @@ def test_channels_pruned_before_stay_pruned_in_the_curve() -> None:
     with torch.no_grad():
         now = network(IMAGES).argmax(-1)
     assert torch.equal(step_predictions(cut_at(network, ["5"]), IMAGES, [])[0], now)
+
+
+class OfParameters(nn.Module):
+    """A head by cosine and a temperature: what follows the pruned layer needs more than its features."""
+
+    def __init__(self, temperature: bool) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(1, 8, 3), nn.ReLU()
+        self.head = nn.Parameter(torch.randn(10, 8))
+        self.temperature = nn.Parameter(torch.tensor(0.5)) if temperature else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.relu(self.conv(images)).mean((2, 3))
+        logits = functional.linear(functional.normalize(features), functional.normalize(self.head))
+        return logits if self.temperature is None else logits * self.temperature.exp()
+
+
+@pytest.mark.parametrize("temperature", [False, True])
+@pytest.mark.parametrize("batch", [9, 10, 11])
+def test_what_comes_of_parameters_alone_belongs_to_no_image(batch: int, temperature: bool) -> None:
+    torch.manual_seed(0)
+    network, images = OfParameters(temperature).eval(), torch.rand(batch, 1, 8, 8)
+    add_mask(network, "relu", 8)
+    order = [Channel("relu", number) for number in range(8)]
+    expected = one_by_one(network, images, order)
+    assert torch.equal(step_predictions(cut_at(network, ["relu"]), images, order), expected)
 
 
 def test_batch_size_never_changes_a_prediction() -> None:

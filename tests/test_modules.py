@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
 
-from finepruning.callbacks import PruneLipschitz
+from finepruning.callbacks import PruneChannels, PruneLipschitz
 from finepruning.data import AttackerData, ImageSet
 from finepruning.modules import (
     ANPClassifier,
@@ -17,7 +17,9 @@ from finepruning.modules import (
     FinePrunedClassifier,
     PrunedClassifier,
 )
-from finepruning.pruning import pruned_channels
+from finepruning.pipeline.analysis import score_curve
+from finepruning.pruning import channel_count, pruned_channels, set_pruned
+from finepruning.repair.ladder import correct
 from tests.fits import KINDS, LAYER, OPTIONS, SHAPE, TRAINING, build, fit, learned, network, states
 
 
@@ -119,6 +121,36 @@ def test_a_resumed_fit_does_not_prune_twice(
     fit(resumed, data, callbacks, tmp_path, epochs=3, stop=3, ckpt_path=str(tmp_path / "last.ckpt"))
     assert pruned[LAYER]
     assert pruned_channels(resumed.network) == pruned
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_drop": 0.3}, {"prune_rate": 0.25}, {"prune_count": 2, "order": "random"}]
+)
+def test_what_was_pruned_before_stays_so_and_the_curve_is_that_of_the_rest(
+    limit: dict[str, Any], digits: ImageSet, tmp_path: Path
+) -> None:
+    module, data, _ = build(PrunedClassifier, digits)
+    set_pruned(module.network, LAYER, [1, 2, 5, 7])
+    callback = PruneChannels(**limit)
+    fit(module, data, [callback], tmp_path, epochs=0, stop=1)
+    pruned = pruned_channels(module.network)[LAYER]
+    assert {1, 2, 5, 7} < set(pruned)
+    channels = channel_count(module.network, LAYER, SHAPE)
+    assert len(callback.curve) - 1 == channels - 4
+    assert len(pruned) - 4 == callback.channels_pruned
+    if "prune_rate" in limit:
+        assert callback.channels_pruned == (channels - 4) // 4
+    told = callback.curve[callback.channels_pruned].validation
+    assert int(correct(module.network.eval(), data.validation[0].batches()).sum()) == told.hits
+
+
+def test_a_layer_that_is_pruned_whole_can_lose_nothing_more(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(PrunedClassifier, digits)
+    set_pruned(module.network, LAYER, range(channel_count(module.network, LAYER, SHAPE)))
+    callback = PruneChannels(max_drop=0.5)
+    fit(module, data, [callback], tmp_path, epochs=0, stop=1)
+    assert (len(callback.curve), callback.channels_pruned) == (1, 0)
+    assert score_curve(module.network, callback.state_dict(), digits, None, "cpu") == []
 
 
 def test_pruned_channels_stay_silent_while_tuning(digits: ImageSet, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def test_a_network_without_channels_is_refused(network_class: type[nn.Module]) -
         ("shufflenet_v2_x0_5", "model.conv5", 1024),
         ("mnasnet0_5", "model.layers", 1280),
         ("googlenet", "model.inception5b", 1024),
+        ("swin_t", "model.permute", 768),
     ],
 )
 @torch.no_grad()
@@ -263,9 +264,20 @@ def test_the_last_convolution_of_a_torchvision_network_is_known(
 
 def test_an_architecture_without_a_known_layer_is_built_and_asks_for_one() -> None:
     with torch.device("meta"):
-        network = TorchvisionClassifier(**facts((3, 32, 32)), architecture="swin_t")
-    with pytest.raises(ValueError, match=r"swin_t.*defense\.layers"):
+        network = TorchvisionClassifier(**facts((3, 224, 224)), architecture="vit_b_16")
+    with pytest.raises(ValueError, match=r"vit_b_16.*defense\.layers, whose output is \(B, C, \.\.\.\)"):
         _ = network.pruned_layer
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer"),
+    [("swin_t", "model.norm"), ("swin_t", "model.features.7.0.mlp.3"), ("vit_b_16", "model.encoder.ln")],
+)
+def test_channels_that_come_last_are_refused(architecture: str, layer: str) -> None:
+    with torch.device("meta"):
+        network = TorchvisionClassifier(**facts((3, 224, 224)), architecture=architecture)
+    with pytest.raises(ValueError, match=rf"channels of layer '{layer}' come last in its output \["):
+        channel_count(network, layer, (3, 224, 224))
 
 
 def test_an_unknown_architecture_and_images_it_cannot_read_are_refused() -> None:

@@ -207,6 +207,17 @@ def test_removed_channels_leave_equal_logits_and_fewer_weights(
     assert pruned_channels(network) == {layer: [0, 2]}
 
 
+class OverPlaces(nn.Module):
+    """A linear layer that reads places, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.head = nn.Conv2d(3, 12, 3), nn.Linear(196, 5), nn.Linear(60, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.linear(self.conv(images).flatten(2)).flatten(1))
+
+
 @pytest.mark.parametrize(
     ("network", "layer", "reason"),
     [
@@ -214,6 +225,7 @@ def test_removed_channels_leave_equal_logits_and_fewer_weights(
         (plain(groups=12), "3", "grouped convolution"),
         (plain(groups=3), "2", "grouped convolution"),
         (Untraceable(), "layers.5", "cannot be traced"),
+        (OverPlaces(), "conv", "has other weights"),
     ],
 )
 def test_a_mask_without_a_physical_twin_is_refused_with_the_reason(

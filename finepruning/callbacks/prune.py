@@ -18,7 +18,6 @@ from finepruning.pruning import (
     prune_rate,
     prune_until,
     random_scores,
-    set_pruned,
     validation_curve,
     weight_norms,
 )
@@ -35,8 +34,9 @@ class PruneChannels(Callback):
         ascending order of their mean activation on clean validation images. Deviation: pruning ends before
         the step that would cost too much.
 
-    A fit that is resumed finds its masks restored and does not prune again. Exactly one of ``max_drop``,
-    ``prune_rate`` and ``prune_count`` says how far pruning goes.
+    A fit that is resumed finds its masks restored and does not prune again. Channels that somebody pruned
+    before stay so, and count neither in the order and the curve nor in the rate. Exactly one of
+    ``max_drop``, ``prune_rate`` and ``prune_count`` says how far pruning goes.
 
     Args:
         order: Which channels go first: ``"activation"`` (dormant ones), ``"descending"`` (the most active, as
@@ -115,13 +115,13 @@ class PruneChannels(Callback):
         validation = trainer.datamodule.validation[0]  # type: ignore[attr-defined]
         network, layers = pl_module.network, pl_module.layers
         images_only = (images for images, _ in validation.batches(device=pl_module.device))
-        order = self.rank(network, layers, images_only)
+        ranked = self.rank(network, layers, images_only)
+        order = [channel for channel in ranked if mask_of(network, channel.layer)[channel.number]]
         self.curve = validation_curve(network, layers, order, validation.batches(device=pl_module.device))
         self.channels_pruned = self.stop(self.curve)
         self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))  # the first process decides
-        order = self.order
-        for layer in layers:
-            set_pruned(network, layer, [c.number for c in order[: self.channels_pruned] if c.layer == layer])
+        for channel in self.order[: self.channels_pruned]:
+            mask_of(network, channel.layer)[channel.number] = 0.0
 
     def rank(self, network: nn.Module, layers: list[str], batches: Iterable[Tensor]) -> list[Channel]:
         """Return the order in which the channels of masked layers go.
@@ -153,7 +153,7 @@ class PruneChannels(Callback):
 
     @property
     def order(self) -> list[Channel]:
-        """All channels, the first to prune first; empty before the fit."""
+        """All channels that can go, the first to prune first; empty before the fit."""
         return [point.channel for point in self.curve if point.channel is not None]
 
     def state_dict(self) -> dict[str, Any]:

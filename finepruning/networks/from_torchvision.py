@@ -64,15 +64,17 @@ class TorchvisionClassifier(nn.Sequential):
         Raises:
             ValueError: If none is known for this architecture.
         """
+        if self.architecture.startswith("swin"):
+            return "model.permute"  # all before it have their channels last
         if self.architecture.startswith("convnext"):
             return "model.classifier.0"  # LayerNorm, which would bring a channel of zeros back to life
         children = [name for name, _ in self.get_submodule("model").named_children()]
-        if not self.architecture.startswith("swin"):  # its "features" have their channels last
-            for name in _LAST_LAYERS:
-                if name in children:
-                    return f"model.{name}"
+        for name in _LAST_LAYERS:
+            if name in children:
+                return f"model.{name}"
         raise ValueError(
-            f"No layer of {self.architecture} is known to be the one to prune. Name one in defense.layers."
+            f"No layer of {self.architecture} is known to be the one to prune. Name one in defense.layers, "
+            "whose output is (B, C, ...): channels that come last are not pruned."
         )
 
     @torch.no_grad()

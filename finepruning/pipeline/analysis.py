@@ -31,7 +31,7 @@ def score_curve(
         attack: The attack, or None.
         device: Where to compute.
     """
-    if "order" not in curve:
+    if not curve.get("order"):
         return []
     order = [Channel(*channel) for channel in curve["order"]]
     layers = list(dict.fromkeys(channel.layer for channel in order))

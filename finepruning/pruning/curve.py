@@ -41,7 +41,7 @@ def step_predictions(cut: Cut, images: Tensor, order: Sequence[Channel]) -> Tens
     """
     cut = _checked(cut, images)
     values = cut.before(images)
-    by_image = all(isinstance(value, Tensor) and len(value) == len(images) for value in values)
+    by_image = all(isinstance(value, Tensor) and value.shape[:1] == images.shape[:1] for value in values)
     if not cut.first or not by_image or any(channel.layer not in cut.first for channel in order):
         return _one_by_one(cut, values, order, by_image)
     batch = _Batch.of(cut, values, order)
@@ -114,18 +114,15 @@ def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: T
     width = tail.slopes[0].shape[2]
     all_go = all(bool((last < steps).all()) for last in batch.last_steps)
     empty = tail.value(*(torch.zeros_like(head[:1]) for head in batch.heads))  # with no channel left
-    tolerance = TOO_CLOSE_TF32 if predictions.is_cuda and torch.backends.cudnn.allow_tf32 else TOO_CLOSE
+    tolerance = _too_close(predictions)
     for images in torch.arange(predictions.shape[1], device=predictions.device).split(
         max(1, CHUNK // ((steps + 1) * width))
     ):
-        shares = [
-            torch.bmm(_by_channel(head[images]).transpose(0, 1), slope)
-            for head, slope in zip(batch.heads, tail.slopes, strict=True)
-        ]
-        states = shares[0].new_empty(steps + 1, len(images), width)
+        shares = _shares(tail, [head[images] for head in batch.heads])
+        states = shares.new_empty(steps + 1, len(images), width)
         end = [] if all_go else batch.rows(images, torch.full_like(images, steps))
         states[0] = empty if all_go else tail.value(*end[: len(batch.heads)])
-        torch.index_select(torch.cat(shares) if shares[1:] else shares[0], 0, backwards, out=states[1:])
+        torch.index_select(shares, 0, backwards, out=states[1:])
         states.cumsum_(0)  # row r is the network before the last r channels went
         changed = batch.changed[:, images].flip(0)
         pairs = changed.nonzero()
@@ -139,6 +136,20 @@ def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: T
             predictions[steps - back, images[which]] = best
             close[steps - back, images[which]] = ~(top - second > tolerance * scale)
     _predict_in_full(cut, batch, close, predictions)
+
+
+def _shares(tail: AffineTail, heads: Sequence[Tensor]) -> Tensor:
+    """Return what each channel of each head adds to the values, (channels, B, Z)."""
+    shares = [
+        torch.bmm(_by_channel(head).transpose(0, 1), slope)
+        for head, slope in zip(heads, tail.slopes, strict=True)
+    ]
+    return torch.cat(shares) if shares[1:] else shares[0]
+
+
+def _too_close(like: Tensor) -> float:
+    """Return which share of the largest logit two logits must differ by to count as apart."""
+    return TOO_CLOSE_TF32 if like.is_cuda and torch.backends.cudnn.allow_tf32 else TOO_CLOSE
 
 
 def _one_by_one(cut: Cut, values: Sequence[Any], order: Sequence[Channel], by_image: bool) -> Tensor:
@@ -189,18 +200,22 @@ def _checked(cut: Cut, images: Tensor) -> Cut:
 
 
 def _affine_tail(cut: Cut, batch: _Batch) -> AffineTail | None:
-    """Return the affine part of the tail, once it was seen to give the tail's own logits."""
+    """Return the affine part of the tail, if summing up its shares gives the tail's own logits.
+
+    They must agree far better than what is too close to call: in a network whose logits are small differences
+    of large numbers, rounding alone would decide.
+    """
     if "affine" not in cut.cache:
         some = torch.arange(min(PROBE, len(batch.heads[0])), device=batch.changed.device)
         values = batch.rows(some, torch.zeros_like(some))
         heads, others = values[: len(batch.heads)], values[len(batch.heads) :]
         tail = affine_tail(cut, heads) if heads[0].dtype == torch.float32 else None
         if tail is not None:
-            total = tail.value(*(torch.zeros_like(head) for head in heads))
-            for head, slope in zip(heads, tail.slopes, strict=True):
-                total += head.flatten(1) @ slope.flatten(0, 1)
-            logits, whole = tail.rest(total, *others), cut.after(*heads, *others)
-            if not torch.allclose(logits, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+            shares = _shares(tail, heads)
+            shares[0] += tail.value(*(torch.zeros_like(head) for head in heads))
+            logits, whole = tail.rest(shares.cumsum(0)[-1], *others), cut.after(*heads, *others)
+            error, scale = (values.abs().amax(-1) for values in (logits - whole, whole))
+            if not (error <= _too_close(whole) / 10 * scale).all():
                 tail = None
         cut.cache["affine"] = tail
     known: AffineTail | None = cut.cache["affine"]

@@ -71,17 +71,19 @@ def cut_at(network: nn.Module, layers: Sequence[str]) -> Cut:
     for node in graph.nodes:
         if any(source in after or source in nodes.values() for source in node.all_input_nodes):
             after.add(node)
+    of_images: set[fx.Node] = set()  # all others come from parameters alone, and are made again in the tail
+    for node in graph.nodes:
+        if node.op == "placeholder" or not of_images.isdisjoint(node.all_input_nodes):
+            of_images.add(node)
     first = tuple(layer for layer in layers if nodes[layer] not in after)
     heads = [nodes[layer] for layer in first]
     crossing = [
         node
         for node in graph.nodes
-        if node not in after
-        and node not in heads
-        and node.op != "get_attr"
-        and not after.isdisjoint(node.users)
+        if node in of_images and node not in after and node not in heads and not after.isdisjoint(node.users)
     ]
-    tail = _after(network, graph, after, heads + crossing)
+    constants = set(graph.nodes) - of_images
+    tail = _after(network, graph, after | constants, heads + crossing)
     return Cut(network, tuple(layers), first, _before(network, graph, after, heads + crossing), tail, tail)
 
 
@@ -99,7 +101,7 @@ def _after(network: nn.Module, graph: fx.Graph, after: set[fx.Node], inputs: lis
     part = fx.Graph()
     copies = {node: part.placeholder(node.name) for node in inputs}
     for node in graph.nodes:
-        if node in after or node.op == "get_attr":
+        if node in after:
             copies[node] = part.node_copy(node, copies.__getitem__)
     return graph_module(network, part)
 

@@ -81,15 +81,28 @@ def channel_count(network: nn.Module, layer: str, image_shape: Sequence[int]) ->
     """Return how many channels a layer's output has for images of shape (C, H, W).
 
     Raises:
-        ValueError: If there is no such layer, or its output has no channels.
+        ValueError: If there is no such layer, or its output has no channels, or has them last.
     """
-    find_layer(network, layer)
+    module = find_layer(network, layer)
     output = probe(network, [layer], image_shape).get(layer)
     if not isinstance(output, Tensor) or output.ndim < 2:
         raise ValueError(
             f"Layer {layer!r} has no channels that could be pruned. Choose another in defense.layers."
         )
+    if output.ndim > 2 and _channels_last(module):
+        raise ValueError(
+            f"The channels of layer {layer!r} come last in its output {list(output.shape)}, and those of "
+            "dimension 1 are pruned. Choose another in defense.layers, such as one that permutes them."
+        )
     return output.shape[1]
+
+
+def _channels_last(module: nn.Module) -> bool:
+    """Return whether a layer, or the last one of several, makes its output along the last dimension."""
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    of_last = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+    return isinstance(module, nn.Linear) or (of_last and plain_class(module) is nn.LayerNorm)
 
 
 def mask_of(network: nn.Module, layer: str) -> Tensor:

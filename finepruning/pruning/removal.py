@@ -78,10 +78,13 @@ def remove_channels(network: nn.Module, layer: str, image_shape: Sequence[int]) 
     for node in (*upstream, *readers):
         if calls.count(node.target) > 1:
             raise _refusal(layer, f"{node.target} runs more than once in a pass")
-    for node in upstream:
-        _keep_outputs(layer_of(smaller, node), kept)
-    for node in readers:
-        _keep_inputs(layer_of(smaller, node), kept, len(mask))
+    try:
+        for node in upstream:
+            _keep_outputs(layer_of(smaller, node), kept)
+        for node in readers:
+            _keep_inputs(layer_of(smaller, node), kept, len(mask))
+    except (RuntimeError, ValueError) as error:  # of weights that are not by channel, or not parameters
+        raise _refusal(layer, f"a layer that makes or reads them has other weights ({error})") from error
     remove_mask(smaller, layer)
     _check(network, smaller, layer, image_shape)
     return smaller.train(network.training)
