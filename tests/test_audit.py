@@ -1,11 +1,14 @@
 """The audit at work on a network whose search breaks, and on triggers beyond the suspicious ones."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from finepruning.data.images import ImageSet, Pixels
 from finepruning.metrics import Rate
@@ -59,6 +62,24 @@ def test_every_trigger_that_stood_out_is_put_on_again(tmp_path: Path) -> None:
     applied = {(old["family"], old["target"]) for old in audit["old_triggers"] if old["counts"]}
     assert applied == {("additive", 0), ("additive", 1), ("mask", 0), ("mask", 1)}
     assert torch.tensor([old["success"] for old in audit["old_triggers"]]).isfinite().all()
+
+
+def test_an_inspection_keeps_every_trigger_that_stands_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = inspector(search={"steps": 2, "images": 4}, suspicious=1)
+    small = [trigger for _ in range(4) for trigger in rankings(0.1, 0.2, 0.3)["additive"]]
+    many = [replace(trigger, target=place) for place, trigger in enumerate(small)]
+    large = [replace(trigger, target=12 + place, norm=9.0) for place, trigger in enumerate(small + small)]
+    found = {"additive": many + large, "mask": []}
+    monkeypatch.setattr(Inspector, "_rank", lambda *_: (found, {}))
+    monkeypatch.setattr(Inspector, "_remarks", lambda *_: [])
+    monkeypatch.setattr("finepruning.pipeline.inspector.check_accuracy", lambda *_: None)
+    monkeypatch.setattr("finepruning.pipeline.inspector.failures", lambda *_: [])
+    monkeypatch.setattr(Inspection, "evidence", lambda *_: ["something"])
+    ours.inspect(ByMeans(), tmp_path)
+    kept = {int(name.split(".")[2]) for name in load_file(tmp_path / TRIGGERS)}
+    assert kept == set(range(12))  # though one is suspicious, and the first eight are kept in any case
 
 
 def test_a_trigger_that_was_not_found_is_not_put_on_again(tmp_path: Path) -> None:

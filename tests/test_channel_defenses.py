@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from finepruning.modules import PrunedClassifier
 from finepruning.networks import BadNetsCNN, DigitsCNN, PreActResNet18, TorchvisionClassifier
@@ -85,6 +86,14 @@ def test_a_planted_amplifier_is_what_stands_out() -> None:
         network.features.norm3.weight[5] = 40.0
     found = {layer: outliers(bounds, 3.0) for layer, bounds in channel_bounds(network).items()}
     assert found == {"features.pool1": [], "features.pool2": [], "features.pool3": [5]}
+
+
+def test_convolutions_whose_weight_is_computed_are_measured_and_not_scaled() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    plain = channel_bounds(network)
+    weight_norm(network[2])
+    assert all(torch.allclose(bounds, plain[layer]) for layer, bounds in channel_bounds(network).items())
+    assert [neurons.scaled for neurons in find_neurons(network)] == ["0"]
 
 
 class Untraceable(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
-from finepruning.networks import BadNetsCNN, DeepID, DigitsCNN, PreActResNet18
+from finepruning.networks import BadNetsCNN, DeepID, DigitsCNN, PreActResNet18, TorchvisionClassifier
 from finepruning.pruning.passes import constant_pass, evaluating, frozen_statistics
 from finepruning.repair.ft_sam import ascent
 from finepruning.repair.head_shift import clean_loss, find_head, onto_sphere, shift_loss, start_head
@@ -160,6 +161,8 @@ def test_a_stage_ends_where_feature_maps_shrink() -> None:
     assert len(ends) == 4
     assert ends[-1] == "relu"  # pooling to one place is left out
     assert residual.training
+    resnet = TorchvisionClassifier((3, 32, 32), 10, [0.5] * 3, [0.25] * 3, "resnet18")
+    assert stage_ends(resnet, (3, 32, 32), 8) == ["model.relu", "model.layer1.1.relu"]  # not the images
 
 
 def test_features_are_taken_on_the_way_to_the_same_logits() -> None:
@@ -178,6 +181,8 @@ def test_the_head_is_the_linear_layer_that_gives_the_logits() -> None:
     assert find_head(BadNetsCNN((1, 28, 28), 10, **FACTS), (1, 28, 28)) == "fc2"
     with pytest.raises(ValueError, match="needs a network whose logits are a linear layer's outputs"):
         find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh()), (1, 2, 2))
+    with pytest.raises(ValueError, match=r"weight of the head, '1', is computed from others"):
+        find_head(nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(4, 3))), (1, 2, 2))
 
 
 @pytest.mark.parametrize("start", ["redraw", "random", "opposite", "keep"])

@@ -68,7 +68,8 @@ class Inspector:
         check_accuracy(Rate(int(right.sum()), len(right)), len(self.names))
         rankings, found = self._rank(network)
         suspicious = self.inspection.suspects(rankings)
-        save_triggers(rankings, directory / TRIGGERS, KEPT, suspicious)
+        told = {*suspicious, *self.inspection.outliers(rankings)}  # an audit puts them on again
+        save_triggers(rankings, directory / TRIGGERS, KEPT, told)
         evidence = self.inspection.evidence(rankings, self.names)
         remarks = self._remarks(rankings, suspicious)
         for remark in remarks:

@@ -36,8 +36,8 @@ def find_neurons(network: nn.Module) -> list[Neurons]:
     found = []
     for chain in convolution_chains(network):
         scaled = chain.norm or chain.convolution
-        weight = network.get_submodule(scaled).weight
-        if isinstance(weight, Tensor):
+        weight = network.get_submodule(scaled)._parameters.get("weight")
+        if weight is not None:
             found.append(Neurons(scaled, chain.output, len(weight)))
     if not found:
         raise ValueError(

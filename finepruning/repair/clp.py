@@ -19,13 +19,14 @@ def channel_lipschitz(convolution: nn.Module, norm: nn.Module | None) -> Tensor:
         convolution: With a weight (channels, inputs, ...).
         norm: The BatchNorm that directly follows it, or None.
     """
-    kernels = convolution.get_parameter("weight").double().flatten(2)
+    weight: Tensor = convolution.weight  # type: ignore[assignment] # which a parametrization may compute
+    kernels = weight.double().flatten(2)
     bounds: Tensor = torch.linalg.matrix_norm(kernels, ord=2)
-    variance, weight = getattr(norm, "running_var", None), getattr(norm, "weight", None)
+    variance, scale = getattr(norm, "running_var", None), getattr(norm, "weight", None)
     if norm is not None and variance is not None:
         bounds = bounds / (variance.double() + norm.eps).sqrt()
-    if weight is not None:
-        bounds = bounds * weight.double().abs()
+    if scale is not None:
+        bounds = bounds * scale.double().abs()
     return bounds
 
 

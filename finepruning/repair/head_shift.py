@@ -19,13 +19,18 @@ def find_head(network: nn.Module, image_shape: Sequence[int]) -> str:
         image_shape: (C, H, W) of the images.
 
     Raises:
-        ValueError: If something else gives them.
+        ValueError: If something else gives them, or its weight is no parameter of its own.
     """
     linear = [name for name, layer in network.named_modules() if name and isinstance(layer, nn.Linear)]
     outputs = probe(network, ["", *linear], image_shape)
     logits = outputs.pop("")
     for name, output in reversed(outputs.items()):
         if output.shape == logits.shape and torch.equal(output, logits):
+            if "weight" not in network.get_submodule(name)._parameters:
+                raise ValueError(
+                    f"The weight of the head, {name!r}, is computed from others (a parametrization), so that "
+                    "it cannot be set. Choose another defense."
+                )
             return name
     raise ValueError(
         "Shifting the head needs a network whose logits are a linear layer's outputs, and this one's are "

@@ -232,12 +232,12 @@ def rankings_record(rankings: Rankings, rates: Mapping[Family, Sequence[Rate]]) 
     }
 
 
-def save_triggers(rankings: Rankings, path: Path, count: int, suspicious: Collection[int] = ()) -> None:
-    """Write the first triggers of each ranking and those of suspicious classes as safetensors, in order."""
+def save_triggers(rankings: Rankings, path: Path, count: int, classes: Collection[int] = ()) -> None:
+    """Write the first triggers of each ranking and those of some classes as safetensors, in order."""
     tensors = {}
     for family, ranking in rankings.items():
         for place, trigger in enumerate(ranking):
-            if place >= count and trigger.target not in suspicious:
+            if place >= count and trigger.target not in classes:
                 continue
             tensors[f"{family}.{place}.{trigger.target}.pattern"] = trigger.pattern.cpu().contiguous()
             if trigger.mask is not None:

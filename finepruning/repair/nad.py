@@ -1,5 +1,6 @@
 """Neural attention distillation: where a network looks, taught by its own fine-tuned copy."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,8 @@ def features_of(network: nn.Module, layers: Sequence[str], images: Tensor) -> tu
 def stage_ends(network: nn.Module, image_shape: Sequence[int], smallest: int) -> list[str]:
     """Return the last layer at each size of feature map, in order: where a network's stages end.
 
+    What runs before the first layer that has parameters makes no features.
+
     Args:
         network: The network; its mode is as before afterwards.
         image_shape: (C, H, W) of the images.
@@ -56,8 +59,9 @@ def stage_ends(network: nn.Module, image_shape: Sequence[int], smallest: int) ->
             weighs more on smaller ones.
     """
     ends: dict[tuple[int, ...], str] = {}
-    leaves = [name for name, layer in network.named_modules() if not list(layer.children())]
-    for layer, output in probe(network, leaves, image_shape).items():
+    leaves = {name: layer for name, layer in network.named_modules() if not list(layer.children())}
+    outputs = probe(network, leaves, image_shape).items()
+    for layer, output in itertools.dropwhile(lambda ran: not list(leaves[ran[0]].parameters()), outputs):
         size = tuple(output.shape[2:]) if isinstance(output, Tensor) else ()
         if max(size, default=0) >= smallest:
             ends[size] = layer
