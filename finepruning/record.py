@@ -1,5 +1,6 @@
 """What a run leaves behind: one JSON file, written once. Tables, W&B and the dashboard are made from it."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -107,8 +108,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str | None:
-    """Return the commit of this checkout, ``+changes`` if files differ from it; None outside a checkout."""
+    """Return the commit of this checkout, ``+changes`` if files differ from it; None outside a checkout.
+
+    It is that of the first call in this process or in the one that it was forked from.
+    """
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parent.parent

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
+from hydra.types import HydraContext, RunMode
 
 from finepruning import record as records
 from finepruning.launcher import CheckCluster
@@ -95,7 +99,7 @@ def test_a_job_asks_for_what_its_own_data_set_and_trainer_need() -> None:
     ]
     assert asked == [[1, 1, None], [3, 1, None], [1, 2, 2]]
     ray = composed("hydra/launcher=ray", "trainer=ddp_cpu", "trainer.devices=2", "trainer.threads=3")
-    assert Job("", ray, Path()).launcher["ray"]["remote"]["num_cpus"] == 6  # of both its processes
+    assert Job("", ray, Path(), "").launcher["ray"]["remote"]["num_cpus"] == 6  # of both its processes
     again = job("trainer.threads=3", "defense=none")
     assert alike([*jobs, again]) == [[jobs[0]], [jobs[1], again], [jobs[2]]]
 
@@ -107,7 +111,26 @@ def test_a_cluster_wants_devices_as_a_number(trainer: str, monkeypatch: pytest.M
     launcher = ClusterLauncher()
     launcher.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
     with pytest.raises(CompactHydraException, match=r"devices=auto is no number, by which a cluster hands"):
-        launcher._job(0, [])
+        launcher.launch([[]], 0)
+
+
+def test_a_cluster_gets_no_runs_that_would_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Job] = []
+    monkeypatch.setattr("finepruning.launcher.clusters.conclude", lambda *_: None)
+    monkeypatch.setattr(ClusterLauncher, "run", lambda _, jobs: given.extend(jobs))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        launcher = ClusterLauncher()
+        launcher.setup(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=lambda _: None,
+            config=loader.load_configuration("config", ["hydra/launcher=ray"], RunMode.MULTIRUN),
+        )
+        launcher.launch([["seed=1"], ["seed=2"], ["seed=1"]], 0)
+        assert [job.overrides for job in given] == ["seed=1", "seed=2"]
+        with pytest.raises(CompactHydraException, match=r"share the name 'mine', such as 'name=mine seed=1'"):
+            launcher.launch([["name=mine", "seed=1"], ["name=mine", "seed=2"]], 0)
+    assert len(given) == 2
 
 
 def test_only_gpu_jobs_ask_for_gpus() -> None:

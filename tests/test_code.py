@@ -19,6 +19,7 @@ from finepruning.store.code import (
     imported_names,
     named_targets,
     plain_code,
+    read_sources,
     source_files,
     stage_files,
 )
@@ -121,6 +122,16 @@ def test_a_new_attack_trains_no_other_one_anew(package: Path) -> None:
     (triggers / "mine.py").write_text("class Mine: ...\n")
     forget()
     assert code_version("suspect", mine) != first
+
+
+def test_code_that_is_edited_while_a_run_works_changes_none_of_its_keys(package: Path) -> None:
+    before = versions()
+    forget()
+    read_sources()
+    with (package / "attacks" / "attack.py").open("a") as file:
+        file.write("VALUE = 1\n")
+    kinds = dict.fromkeys(SUSPECTS, "suspect") | dict.fromkeys(DEFENDED, "defended")
+    assert {name: code_version(kinds[name], values) for name, values in stages().items()} == before
 
 
 def test_a_kind_that_no_list_names_depends_on_all_that_the_defender_does() -> None:

@@ -67,6 +67,14 @@ def unfinished(root: Path, log: str, seed: int = 4) -> Path:
     return folder
 
 
+def test_what_is_only_looked_at_or_written_beside_splits_no_comparison(tmp_path: Path) -> None:
+    runs = [make(defense=defense) for defense in ("none", "prune", "fineprune")]
+    runs[-1]["config"] |= {"export": {"onnx": True}, "analysis": {"layers": None}, "detector": {"a": 1}}
+    data = data_of(tmp_path, *runs)
+    assert len(data["verdicts"]) == 1
+    assert len(data["groups"]) == 3
+
+
 def test_a_run_that_goes_on_is_shown_as_running_beside_its_like(tmp_path: Path) -> None:
     unfinished(tmp_path, "Training ...\n")
     data = data_of(tmp_path, make(seed=1))

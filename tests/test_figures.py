@@ -135,6 +135,28 @@ def test_settings_that_differ_are_told_apart_by_what_differs() -> None:
     assert [row.defense for row in table] == ["none", "prune max_drop=0.02", "prune max_drop=0.1"]
 
 
+def test_networks_and_attacks_that_differ_do_not_compete() -> None:
+    def run(defense: str, width: int, rate: float, success: float) -> dict[str, Any]:
+        made = record(1, defense, success)
+        made["config"] |= {"model": {"width": width}, "attack": {"poison_rate": rate}}
+        return made
+
+    table = rows(
+        [
+            *(run("none", width, 0.1, 1.0) for width in (16, 32)),
+            *(run("prune", width, 0.1, 0.5) for width in (16, 32)),
+            run("none", 16, 0.01, 1.0),
+            run("prune", 16, 0.01, 0.2),
+            run("fineprune", 16, 0.1, 0.3),
+        ]
+    )
+    assert {(row.attack, row.defense) for row in (table[place] for place in winners(table))} == {
+        ("badnet poison_rate=0.01 width=16", "prune"),
+        ("badnet poison_rate=0.1 width=16", "fineprune"),
+        ("badnet poison_rate=0.1 width=32", "prune"),
+    }
+
+
 def test_a_curve_that_two_defenses_share_is_drawn_once(tmp_path: Path) -> None:
     table = rows([record(1, "prune"), record(1, "fineprune")])
     figures.write_all(table, tmp_path)

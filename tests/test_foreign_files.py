@@ -1,5 +1,6 @@
 """Files of weights are hostile: none runs code, and whatever is wrong with one is our own error."""
 
+import copy
 import io
 import pickle
 import shutil
@@ -219,6 +220,34 @@ def test_hdf5_that_points_elsewhere_is_refused(link: str, tmp_path: Path) -> Non
             layout[:] = h5py.VirtualSource(str(other), "conv/conv/bias:0", (2,))
             file.create_virtual_dataset("conv/conv/bias:0", layout)
     with pytest.raises(UnreadableError, match=r"bias:0 in the HDF5 file (links|is stored).*refused"):
+        load(tiny(), path)
+
+
+@pytest.mark.parametrize("kind", ["deflated", "overlapping"])
+def test_a_zip_that_unpacks_to_more_than_it_has_is_refused_unread(kind: str, tmp_path: Path) -> None:
+    path, names = tmp_path / "weights.pt", []
+    torch.save(tiny().state_dict() | {"more": torch.zeros(2**22)}, tmp_path / "sound.pt")
+    with zipfile.ZipFile(tmp_path / "sound.pt") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name), zipfile.ZIP_DEFLATED if kind == "deflated" else None)
+            names.append(name)
+        if kind == "overlapping":  # several names of one record
+            largest = max(target.infolist(), key=lambda entry: entry.file_size)
+            for number in range(5):
+                target.filelist.append(copy.copy(largest))
+                target.filelist[-1].filename = f"archive/data/{100 + number}"
+    with pytest.raises(UnreadableError, match=r"its records unpack to \d+\.\d MB, more than it has"):
+        load(tiny(), path)
+
+
+def test_hdf5_that_unpacks_far_more_than_it_holds_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras(tiny(), path)
+    with h5py.File(path, "a") as file:
+        del file["conv/conv/bias:0"]
+        options = {"chunks": (2**26,), "maxshape": (None,), "compression": "gzip"}
+        file["conv/conv"].create_dataset("bias:0", (1,), np.float32, **options)
+    with pytest.raises(UnreadableError, match=r"bias:0 .* has 4 bytes in chunks of 268\.4 MB"):
         load(tiny(), path)
 
 

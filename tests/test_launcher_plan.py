@@ -110,6 +110,8 @@ def test_a_job_gets_as_many_gpus_as_it_asks_for() -> None:
     assert gpus_needed({"accelerator": "gpu", "devices": "2"}) == 2
     with pytest.raises(ValueError, match=r"trainer\.devices=0 is no number of GPUs"):
         gpus_needed({"accelerator": "gpu", "devices": 0})
+    with pytest.raises(ValueError, match=r"accelerator=auto leaves open .* Use trainer=cpu or trainer=gpu"):
+        gpus_needed({"accelerator": "auto", "devices": 1})
 
 
 def test_gpus_are_named_as_the_environment_names_them() -> None:

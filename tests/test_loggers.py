@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from finepruning.dashboard import wandb as workspace
+from finepruning.pipeline import Refused
 from finepruning.pipeline.loggers import CURVE, final_values
 
 RunHere = Callable[..., dict[str, Any]]
@@ -124,6 +126,19 @@ def test_mlflow_keeps_the_same_numbers(quick_run: RunHere, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
+def test_a_key_that_wandb_would_not_get_is_refused(quick_run: RunHere) -> None:
+    with pytest.raises(Refused, match=r"logger\.tags has no effect: .* are project, entity, mode\."):
+        quick_run("logger=wandb", "+logger.tags=[mine]")
+
+
+def test_wandb_gets_the_team(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+    start = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or start(**options))
+    quick_run("logger=wandb", "logger.entity=team")
+    assert [options["entity"] for options in begun] == ["team"]
+
+
 def test_a_missing_package_is_named_with_its_command(
     logger: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,10 @@ from pytorch_lightning import Trainer
 
 from finepruning.data.loaders import BatchRows
 from finepruning.pipeline import Refused
-from finepruning.pipeline.devices import BASIC_LAUNCHER, check_processes, launched, rank
+from finepruning.pipeline.devices import BASIC_LAUNCHER, check_processes, hide_gpus, launched, rank
 from finepruning.pipeline.processes import Team, together
-from finepruning.pipeline.training import check_world_size
+from finepruning.pipeline.training import build_trainer, check_world_size
+from tests.conftest import composed
 
 RunHere = Callable[..., dict[str, Any]]
 
@@ -113,6 +114,29 @@ def test_the_first_process_leads_whoever_started_it() -> None:
     assert [rank(two, each) for each in ({}, TORCHRUN, slurm, TORCHRUN | {"RANK": "0"})] == [0, 1, 1, 0]
     assert [launched(two, each) for each in ({}, TORCHRUN, slurm)] == [False, True, True]
     assert rank(one, slurm) == 0  # tasks of one process each
+
+
+def test_a_run_on_the_cpu_sees_no_gpu() -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    hide_gpus(OmegaConf.create({"accelerator": "gpu"}), environment)
+    assert environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    hide_gpus(OmegaConf.create({"accelerator": "cpu"}), environment)
+    assert environment == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize("key", ["logger=true", "callbacks=[]", "use_distributed_sampler=true"])
+def test_a_trainers_key_that_nothing_would_come_of_is_refused(key: str, quick_run: RunHere) -> None:
+    with pytest.raises(Refused, match=r"trainer\.\w+ has no effect: .* Leave it out; loggers are chosen by"):
+        quick_run(f"+trainer.{key}")
+
+
+def test_what_the_trainer_is_quiet_about_can_be_had() -> None:
+    config = composed("+trainer.log_every_n_steps=1", "+trainer.enable_progress_bar=true")
+    trainer = build_trainer(config, [], [])
+    assert trainer.log_every_n_steps == 1
+    assert trainer.progress_bar_callback is not None
+    plain = build_trainer(composed(), [], [])
+    assert (plain.log_every_n_steps, plain.progress_bar_callback) == (50, None)
 
 
 def test_a_trainer_without_its_processes_is_refused() -> None:

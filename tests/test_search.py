@@ -247,6 +247,26 @@ def test_a_batch_that_never_ran_ends_the_search_with_the_reason(searching: Searc
     assert len(searching.launched) == 2
 
 
+def test_a_killed_run_that_is_a_batch_by_itself_is_a_failed_trial_and_the_search_goes_on(
+    searching: Search,
+) -> None:
+    tried = 0
+
+    def make(config: DictConfig) -> Record | None:
+        nonlocal tried
+        tried += 1
+        if tried != 2:
+            return record_of(config)
+        place = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        place.mkdir(parents=True)
+        (place / "run.log").write_text("it began")
+        return None
+
+    searching("sweep.trials=3", "sweep.n_jobs=1", make=make)
+    assert [trial.state.name for trial in searching.trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "killed by signal 9" in searching.trials()[1].user_attrs["reason"]
+
+
 def test_an_interrupted_trial_comes_first_again_and_does_not_count(searching: Search) -> None:
     def stop(_: DictConfig) -> Record:
         raise KeyboardInterrupt

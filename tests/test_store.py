@@ -79,6 +79,21 @@ def test_a_making_that_fails_leaves_no_stage_but_what_it_had(tmp_path: Path) -> 
     assert not (stage.directory / "last.ckpt").exists()
 
 
+def test_the_seconds_of_a_stage_hold_what_was_kept_of_interrupted_attempts(tmp_path: Path) -> None:
+    def work(directory: Path) -> Mapping[str, Any]:
+        time.sleep(0.3)
+        (directory / "last.ckpt").write_text("half")
+        time.sleep(0.2)  # for nothing: nothing comes of it
+        raise RuntimeError("power cut")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="power cut"):
+            Store(tmp_path).stage("suspect", {"seed": 1}, work)
+    stage = Store(tmp_path).stage("suspect", {"seed": 1}, make)
+    assert 0.6 <= stage.about["seconds"] < 0.95  # the third attempt takes next to none
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["about.json", "calls"]
+
+
 def test_weights_bring_their_masks_back(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
     add_mask(network, "1", 4)

@@ -37,7 +37,14 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Row:
-    """One setting over its seeds: the names that tell it from the others, and its runs."""
+    """One setting over its seeds.
+
+    Args:
+        dataset: Its name.
+        attack: Its name, and what else tells this attack on this network from the others.
+        defense: Its name, and what tells it from the same one with other values.
+        group: The runs.
+    """
 
     dataset: str
     attack: str
@@ -58,26 +65,13 @@ class Row:
 def rows(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Return a row for each setting, by dataset and attack; what differs otherwise is added to the names."""
     groups = group_by_seed(runs)
-    named: dict[tuple[str, ...], list[Group]] = {}
-    for group in groups:
-        named.setdefault(tuple(group.runs[0][key] for key in ("dataset", "attack", "defense")), []).append(
-            group
-        )
-    found = []
-    for (dataset, attack, defense), alike in named.items():
-        for group, differences in zip(alike, _differences(alike), strict=True):
-            parts: dict[str, list[str]] = {"attack": [], "defense": []}
-            for key, value in differences.items():
-                room, _, name = key.rpartition(".")
-                parts["attack" if room.startswith("attack") else "defense"].append(f"{name}={value}")
-            found.append(
-                Row(
-                    dataset,
-                    " ".join([attack, *parts["attack"]]),
-                    " ".join([defense, *parts["defense"]]),
-                    group,
-                )
-            )
+    chosen = [_chosen(group.runs[0]) for group in groups]
+    attacks = _names(groups, ("dataset", "attack"), [of_others for of_others, _ in chosen])
+    defenses = _names(groups, ("dataset", "attack", "defense"), [of_defense for _, of_defense in chosen])
+    found = [
+        Row(group.runs[0]["dataset"], attack, defense, group)
+        for group, attack, defense in zip(groups, attacks, defenses, strict=True)
+    ]
     return sorted(found, key=_order)
 
 
@@ -86,14 +80,14 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def winners(table: Sequence[Row]) -> set[int]:
-    """Return the places of the rows with the highest robust accuracy of their dataset and attack.
+    """Return the places of the rows with the highest robust accuracy of their attack on their network.
 
     Neither dead attacks nor oracles, nor runs without a defense, take part.
     """
     best: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for place, row in enumerate(table):
         robust = row.group.score("defended", "robust_accuracy")
-        if robust is not None and row.group.ranked and row.defense != "none":
+        if robust is not None and row.group.ranked and row.group.runs[0]["defense"] != "none":
             best.setdefault((row.dataset, row.attack), []).append((robust.mean, place))
     return {place for found in best.values() for mean, place in found if mean == max(found)[0]}
 
@@ -212,12 +206,22 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Return what each group's setting has that is not common to all of them."""
-    settings = []
-    for group in groups:
-        choices, config = json.loads(setting(group.runs[0]))
-        settings.append({"model": choices["model"]} | flat(config))
-    keys = dict.fromkeys(key for each in settings for key in each)
-    differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
-    return [{key: each[key] for key in differing if each.get(key) is not None} for each in settings]
+def _chosen(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what was chosen of all but the defense, and of the defense."""
+    choices, config = json.loads(setting(run))
+    chosen = {"model": choices["model"]} | flat(config)
+    of_defense = {key: value for key, value in chosen.items() if key.split(".")[0] == "defense"}
+    return {key: value for key, value in chosen.items() if key not in of_defense}, of_defense
+
+
+def _names(groups: Sequence[Group], alike: Sequence[str], chosen: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each group: the last of the fields that it shares with others, and what differs."""
+    shared = [tuple(group.runs[0][key] for key in alike) for group in groups]
+    names = []
+    for group, own in zip(shared, chosen, strict=True):
+        others = [each for other, each in zip(shared, chosen, strict=True) if other == group]
+        differing = [
+            key for key in own if own[key] is not None and len({str(each.get(key)) for each in others}) > 1
+        ]
+        names.append(" ".join([group[-1], *(f"{key.rpartition('.')[2]}={own[key]}" for key in differing)]))
+    return names

@@ -9,7 +9,10 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-PLACES = ("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views", "stress")
+PLACES = (  # change neither suspect nor defended network, nor their scores
+    *("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views"),
+    *("stress", "export", "analysis", "detector"),
+)
 PAPERS = ("none", "prune", "finetune", "fineprune")  # Fine-Pruning's columns
 
 

@@ -22,6 +22,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning.launcher.jobs import compose, conclude
+from finepruning.launcher.plan import gpus_needed, unique
+from finepruning.pipeline.resolvers import choices_hash
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class Job:
         overrides: As a person reads them.
         config: The whole configuration, Hydra's own part included.
         place: The run's folder.
+        chosen: Hash of all that was chosen for it.
         error: Why it failed; None while it has not.
         started: When it was handed over, in seconds.
     """
@@ -107,6 +110,7 @@ class Job:
     overrides: str
     config: DictConfig
     place: Path
+    chosen: str
     error: str | None = None
     started: float = field(default_factory=time.perf_counter)
 
@@ -130,15 +134,24 @@ class ClusterLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs, print the table of their records, and fail if one of them did."""
+        """Run all jobs, print the table of their records, and fail if one of them did.
+
+        Raises:
+            CompactHydraException: If the sweep makes no sense, before any job, or jobs failed, at the end.
+        """
         assert self.config is not None
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = [self._job(initial_job_idx + place, list(each)) for place, each in enumerate(job_overrides)]
+        try:
+            jobs = unique(
+                [self._job(initial_job_idx + place, list(each)) for place, each in enumerate(job_overrides)]
+            )
+        except ValueError as error:
+            raise CompactHydraException(str(error)) from error
         self.run(jobs)
         failed = [(job.overrides, job.error, job.place) for job in jobs if job.error]
         conclude([job.place for job in jobs], failed, self.config.runs_dir)
-        return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in jobs]
+        return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in job_overrides]
 
     def run(self, jobs: list[Job]) -> None:
         """Run all jobs and set the ``error`` of those that fail."""
@@ -148,11 +161,12 @@ class ClusterLauncher(Launcher):
         assert self.config is not None
         config, place = compose(self.hydra_context, self.config, overrides, number)
         if not str(devices := config.trainer.devices).isdecimal():
-            raise CompactHydraException(
+            raise ValueError(
                 f"trainer.devices={devices} is no number, by which a cluster hands out cores and GPUs. Set "
                 "trainer.devices to how many each run needs."
             )
-        return Job(" ".join(filter_overrides(overrides)), config, place)
+        gpus_needed(config.trainer)  # says it if that is left open
+        return Job(" ".join(filter_overrides(overrides)), config, place, choices_hash(config))
 
 
 def report(job: Job, done: int, total: int) -> None:

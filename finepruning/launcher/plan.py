@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
@@ -118,8 +118,13 @@ def gpus_needed(trainer: Mapping[str, Any]) -> int:
     """Return how many GPUs a trainer asks for.
 
     Raises:
-        ValueError: If it does not say a number.
+        ValueError: If it does not say a number, or leaves open whether it wants any.
     """
+    if trainer["accelerator"] == "auto":
+        raise ValueError(
+            "trainer.accelerator=auto leaves open whether a run needs a GPU, and in a sweep the launcher "
+            "hands them out. Use trainer=cpu or trainer=gpu."
+        )
     if trainer["accelerator"] not in GPUS:
         return 0
     devices = trainer["devices"]
@@ -186,13 +191,32 @@ def telling(overrides: Sequence[Sequence[str]]) -> list[str]:
     return [" ".join(mine or job) for mine, job in zip(own, overrides, strict=True)]
 
 
-def unique(jobs: Sequence[Job]) -> list[Job]:
+class Placed(Protocol):
+    """A job of any launcher."""
+
+    @property
+    def place(self) -> Path:
+        """Its folder."""
+
+    @property
+    def chosen(self) -> str:
+        """Hash of all that was chosen for it."""
+
+    @property
+    def overrides(self) -> str:
+        """What tells it from the others, in one line."""
+
+
+AnyJob = TypeVar("AnyJob", bound=Placed)
+
+
+def unique(jobs: Sequence[AnyJob]) -> list[AnyJob]:
     """Return the jobs without those that equal an earlier one.
 
     Raises:
         ValueError: If different ones share a folder.
     """
-    first: dict[Path, Job] = {}
+    first: dict[Path, AnyJob] = {}
     for job in jobs:
         twin = first.setdefault(job.place, job)
         if twin.chosen != job.chosen:

@@ -124,16 +124,14 @@ class OptunaSweeper(Sweeper):
             return
         batch = [[*attempt.overrides, f"seed={seed}"] for attempt in attempts]
         places = [self._place(overrides) for overrides in batch]  # composed here, so that errors show early
-        reason = None
+        reason, before = None, [_began(place) for place in places]
         try:
             self.launcher.launch(batch, initial_job_idx=attempts[0].trial.number)
         except CompactHydraException as error:  # some failed; the others have their records
             reason = str(error)
         found = [records.read(place) for place in places]
-        if reason is not None and not any(found):
-            raise CompactHydraException(
-                reason
-            )  # nothing was run: what is left of the trials comes first again
+        if reason is not None and not any(found) and before == [_began(place) for place in places]:
+            raise CompactHydraException(reason)  # nothing was run: these trials come first again
         for attempt, record in zip(attempts, found, strict=True):
             attempt.error = search.failure(record, objective)
             if record is None:
@@ -181,6 +179,12 @@ class OptunaSweeper(Sweeper):
 
     def _place(self, overrides: Sequence[str]) -> Path:
         return compose(self.hydra_context, self.config, overrides, 0)[1]
+
+
+def _began(place: Path) -> float | None:
+    """Return when a run's process last wrote to its log; None if it never began."""
+    log_file = place / "run.log"
+    return log_file.stat().st_mtime if log_file.exists() else None
 
 
 def _choice(key: str, override: Override) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import sklearn.datasets  # noqa: F401 - the embedded digits
 
 from finepruning.pipeline import loggers, stages  # noqa: F401 - torch, Lightning and W&B come with them
-from finepruning.store.code import read_code
+from finepruning.record import commit
+from finepruning.store.code import parse_sources
 
-read_code()  # kept: no job parses the code anew, and all name the code that was loaded
+parse_sources()  # kept: no job parses the code anew, and all name the code that was loaded,
+commit()  # and its commit

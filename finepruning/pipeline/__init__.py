@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from finepruning import record as records
 from finepruning.pipeline import devices
 from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
+from finepruning.store import read_sources
 
 __all__ = ["Refused", "finished_record", "run"]
 
@@ -40,9 +41,11 @@ def run(config: DictConfig) -> None:
     Raises:
         Refused: If the configuration cannot be run; the message says why and which key to change.
     """
+    read_sources()  # before any of it is imported
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        devices.hide_gpus(config.trainer)
         devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
         if devices.rank(config.trainer) > 0:
             take_part(config)

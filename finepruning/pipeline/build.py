@@ -19,6 +19,7 @@ from finepruning.pipeline.devices import GPUS
 from finepruning.pipeline.parts import Parts, Source, Stress, Suspect
 from finepruning.pipeline.resolvers import file_hashes
 from finepruning.pipeline.targets import build
+from finepruning.pipeline.training import check_trainer
 from finepruning.suspect import (
     KnownAttack,
     find_file,
@@ -67,6 +68,7 @@ def build_parts(config: DictConfig) -> Parts:
         ValueError: If a value is out of range or two parts do not fit each other.
     """
     _quieten()
+    check_trainer(config.trainer)
     _check_gpus(config.trainer)
     torch.set_num_threads(config.trainer.threads)
     _check_decoys(config)

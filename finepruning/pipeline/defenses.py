@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 from torch import Tensor, nn
 
-from finepruning.callbacks import PruneChannels, PruneLipschitz
+from finepruning.callbacks import PruneChannels
 from finepruning.data import Augment, DefenderData, ImageSet, Packed, Roles
 from finepruning.modules import Classifier, PrunedClassifier, UnlearnedClassifier
 from finepruning.pipeline.parts import Defense, Fold, Rung, Tuning
@@ -84,8 +84,8 @@ class _Defender:
         module = kind(self.network, layers, self.tuning.image_shape, **options, **self.speed)
         module.check_epochs(max_epochs)
         for callback in callbacks:
-            if isinstance(callback, PruneChannels | PruneLipschitz):
-                callback.check(self.network, layers)
+            if check := getattr(callback, "check", None):
+                check(self.network, layers)
         data = DefenderData(self.tuning, self.validation, batch_size, self.seed, augment)
         return Tuning(module, layers, data, callbacks, max_epochs)
 

@@ -1,7 +1,7 @@
 """What a configuration and the environment say about a run's processes, read without loading torch."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from omegaconf import DictConfig
 
@@ -20,6 +20,12 @@ def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -
     """Whether torchrun or SLURM started this process as one of several of a run."""
     by_slurm = int(environment.get("SLURM_NTASKS", 1)) > 1
     return several(trainer) and ("TORCHELASTIC_RUN_ID" in environment or by_slurm)
+
+
+def hide_gpus(trainer: DictConfig, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let a run on the CPU see no GPU; who only asks for one starts CUDA, which fails with an old driver."""
+    if trainer.accelerator == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def rank(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> int:

@@ -19,6 +19,7 @@ from finepruning.record import channels_pruned
 
 SHOWN = ("dataset", "model", "attack", "defense", "seed", "config")
 EXTRAS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}  # a class's package and extra
+OF_WANDB = ("_target_", "project", "entity", "mode")
 CURVE = ("validation_accuracy", "clean_accuracy", "attack_success_rate", "robust_accuracy")
 
 
@@ -93,9 +94,19 @@ def _curve_values(step: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _start_wandb(config: DictConfig, place: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Start W&B's run: one a job, offline by default."""
+    """Start W&B's run: one a job, offline by default.
+
+    Raises:
+        ValueError: If the configuration has a key that nothing would come of.
+    """
+    if unknown := sorted(set(config.logger) - set(OF_WANDB)):
+        raise ValueError(
+            f"logger.{unknown[0]} has no effect: a run's name, group and tags are its own. Keys of "
+            f"logger=wandb are {', '.join(OF_WANDB[1:])}."
+        )
     run = wandb.init(
         project=config.logger.project,
+        entity=config.logger.entity,
         mode=config.logger.mode,
         name=about["name"],
         id=hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16],  # a rerun goes on with it

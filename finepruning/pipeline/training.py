@@ -19,25 +19,38 @@ from finepruning.pruning.masks import MASK
 from finepruning.store import WEIGHTS, save_weights
 
 OUR_TRAINER_KEYS = ("threads", "channels_last", "compile")  # the others are Lightning's
+QUIET = {"enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 50}  # unless wanted
+FIXED = ("logger", "callbacks", "use_distributed_sampler")  # what a run's own parts decide
 
 
 def build_trainer(
     config: DictConfig, loggers: list[Logger], callbacks: list[Callback], **changes: Any
 ) -> Trainer:
     """Build the trainer of one stage."""
-    terminal = sys.stdout.isatty()
+    wanted = {key: value for key, value in config.trainer.items() if key not in OUR_TRAINER_KEYS}
+    bar = wanted.pop("enable_progress_bar", sys.stdout.isatty())
     trainer: Trainer = build(
-        OmegaConf.masked_copy(config.trainer, [key for key in config.trainer if key not in OUR_TRAINER_KEYS]),
-        callbacks=[*callbacks, RichProgressBar()] if terminal else callbacks,
+        OmegaConf.create({**QUIET, **wanted}),
+        callbacks=[*callbacks, RichProgressBar()] if bar else callbacks,
         logger=loggers,
-        enable_progress_bar=terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
+        enable_progress_bar=bar,
         use_distributed_sampler=False,  # the data modules share out batches themselves
-        log_every_n_steps=50,
         **changes,
     )
     return trainer
+
+
+def check_trainer(trainer: DictConfig) -> None:
+    """Check that the configuration leaves alone what a run decides itself.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if named := [key for key in FIXED if key in trainer]:
+        raise ValueError(
+            f"trainer.{named[0]} has no effect: a run's own parts decide it. Leave it out; loggers are "
+            "chosen by logger=, callbacks by defense=."
+        )
 
 
 def check_world_size(trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ A stage is made once, however many runs on however many machines need it; it app
 one that is damaged later is noticed and made anew. Only reading and writing weights loads torch.
 """
 
+from finepruning.store.code import read_sources
 from finepruning.store.files import checksum, sync, write_file
 from finepruning.store.lock import held
 from finepruning.store.stages import LAST, WEIGHTS, Stage, Store
@@ -17,6 +18,7 @@ __all__ = [
     "checksum",
     "held",
     "load_weights",
+    "read_sources",
     "save_weights",
     "sync",
     "write_file",

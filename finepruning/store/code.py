@@ -48,8 +48,14 @@ ROOMS = (
 )
 
 
-def read_code() -> None:
+def read_sources() -> None:
     """Read all code now; what becomes of it later changes no key of this process and of its forks."""
+    for path in source_files(""):
+        _source(path)
+
+
+def parse_sources() -> None:
+    """Read and parse all code now, so that no fork has to."""
     for path in source_files(""):
         plain_code(_source(path))
 

@@ -27,6 +27,7 @@ ABOUT = "about.json"
 WEIGHTS = "network.safetensors"
 PARTIAL = ".partial"
 LAST = "last.ckpt"  # what an interrupted training goes on from; gone once the stage is finished
+STARTED = f"{LAST}.started"  # likewise: seconds of earlier attempts, and when the present one began
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Stage:
     Args:
         key: Its kind and hash.
         directory: Where its files lie.
-        about: What made it, how long that took (``seconds``), and what the making returned (``result``).
+        about: What made it, how long that took (``seconds``, of interrupted attempts what was kept of
+            them), and what the making returned (``result``).
         reused: Whether it was there already.
     """
 
@@ -128,12 +130,14 @@ class Store:
             partial.mkdir(exist_ok=True)
             for stray in partial.glob(".*"):
                 stray.unlink()  # half-written by a process that was killed
+            earlier = _kept_seconds(partial)
+            write_file(partial / STARTED, f"{earlier} {time.time()}".encode())
             result = make(partial)
             about = {
                 "version": VERSION,
                 "made_by": {**made_by, "code": code_version(key.split("/")[0], made_by)},
                 "made": time.time(),
-                "seconds": time.perf_counter() - start,
+                "seconds": earlier + time.perf_counter() - start,
                 "result": dict(result),
                 "files": _contents(partial),
             }
@@ -151,6 +155,15 @@ class Store:
             ) from error
         for left in directory.glob(f"{LAST}*"):
             left.unlink()
+
+
+def _kept_seconds(partial: Path) -> float:
+    """Return how long interrupted attempts worked, each until the last that it left."""
+    try:
+        earlier, began = map(float, (partial / STARTED).read_text().split())
+    except (FileNotFoundError, ValueError):
+        return 0.0
+    return earlier + max(0.0, max(path.stat().st_mtime for path in partial.rglob("*")) - began)
 
 
 def stage_key(kind: str, made_by: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ channels last there and first here.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from finepruning.suspect.weights import UnreadableError, printable
 
+LARGEST_CHUNK = 2**24  # bytes; those of arrays that can grow may be larger than the array
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 log = logging.getLogger(__name__)
@@ -94,6 +96,12 @@ def held(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
         raise UnreadableError(f"{here} in the HDF5 file is stored elsewhere, which is refused.")
     if item.dtype.kind not in "fiu":
         raise UnreadableError(f"{here} in the HDF5 file holds {item.dtype}, not numbers.")
+    chunk = math.prod(item.chunks or ()) * item.dtype.itemsize  # is unpacked as a whole
+    if chunk > max(item.nbytes, LARGEST_CHUNK):
+        raise UnreadableError(
+            f"{here} in the HDF5 file has {item.nbytes} bytes in chunks of {chunk / 1e6:.1f} MB, which is "
+            "refused."
+        )
     return item
 
 

@@ -1,6 +1,7 @@
 """Files of weights become named tensors. None of them may run code."""
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        claimed = sum(entry.file_size for entry in zipfile.ZipFile(path).infolist())
+        if claimed > path.stat().st_size:  # PyTorch compresses nothing
+            raise ValueError(f"its records unpack to {claimed / 1e6:.1f} MB, more than it has")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
