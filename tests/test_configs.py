@@ -32,7 +32,7 @@ GROUPS = (
 BESIDE = {  # keys that are taken out before a class is built, or that Hydra or W&B reads
     "attack": {"source"},
     "detector": {"_partial_"},
-    "logger": {"mode"},
+    "logger": {"entity", "mode"},
     "trainer": {"channels_last", "compile", "threads"},
     "tuning": {"augment", "batch_size", "max_epochs", "min_steps"},
 }

@@ -125,7 +125,6 @@ def test_mlflow_keeps_the_same_numbers(quick_run: RunHere, tmp_path: Path) -> No
         assert [(point.step, point.value) for point in history] == as_floats(expected)
 
 
-@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
 def test_a_key_that_wandb_would_not_get_is_refused(quick_run: RunHere) -> None:
     with pytest.raises(Refused, match=r"logger\.tags has no effect: .* are project, entity, mode\."):
         quick_run("logger=wandb", "+logger.tags=[mine]")
@@ -139,6 +138,7 @@ def test_wandb_gets_the_team(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
     assert [options["entity"] for options in begun] == ["team"]
 
 
+@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
 def test_a_missing_package_is_named_with_its_command(
     logger: str, quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
