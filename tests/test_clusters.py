@@ -91,7 +91,7 @@ def test_an_extra_that_is_not_installed_is_named(
 
 def test_a_job_asks_for_what_its_own_data_set_and_trainer_need() -> None:
     def job(*overrides: str) -> Job:
-        return Job("", composed("hydra/launcher=submitit_slurm", *overrides), Path())
+        return Job("", composed("hydra/launcher=submitit_slurm", *overrides), Path(), "")
 
     jobs = [job("trainer.threads=1"), job("trainer.threads=3"), job("trainer=gpu", "trainer.devices=2")]
     asked = [
