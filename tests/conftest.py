@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, RunMode
+from hypothesis import settings
 from omegaconf import DictConfig, open_dict
 
 from finepruning import launcher, pipeline
@@ -24,7 +25,17 @@ from finepruning import record as records
 from finepruning.data import ImageSet, pack
 from finepruning.data.digits import Digits
 
+settings.register_profile("any machine", deadline=None)  # a stall is no fault
+settings.load_profile("any machine")
 ROOT = Path(__file__).parent.parent
+OF_A_MACHINE = ("SLURM_", "TORCHELASTIC_", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_environment() -> None:
+    """Take away what would make a test one task of a job, colour what it prints, or hide GPUs."""
+    for name in [name for name in os.environ if name.startswith(OF_A_MACHINE)]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def windows(image: Tensor, rows: int, columns: int) -> list[Tensor]:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shift=st.one_of(st.integers(0, 14), st.tuples(st.integers(0, 3), st.integers(0, 3))),
     flip=st.booleans(),

@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from finepruning import launcher
+from finepruning.pipeline.resolvers import cpu_precision
 from finepruning.pipeline.targets import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
@@ -162,6 +163,19 @@ def test_a_target_that_is_not_allowed_is_refused() -> None:
         build(config)
 
 
+def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
+    for flags, precision in (
+        ("fma avx512_bf16", "bf16-mixed"),
+        ("avx2 amx_bf16", "bf16-mixed"),
+        ("avx2 avx512f", "32-true"),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+        assert cpu_precision(tmp_path / "cpuinfo") == precision
+    assert cpu_precision(tmp_path / "none") == "32-true"
+
+
 def test_no_configuration_names_a_path_of_one_machine() -> None:
     texts = [path.read_text() for path in Path(ROOT / "conf").rglob("*.yaml")]
-    assert not [text for text in texts if str(Path.home()) in text or str(ROOT) in text]
+    own = re.compile(r"(?<![\w$}.~])/(home|root|Users|work|mnt|tmp)/\w")
+    assert own.search("data_dir: /home/me/data")
+    assert not [text for text in texts if own.search(text)]

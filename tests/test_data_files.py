@@ -1,6 +1,7 @@
 """Images in files: found, decoded as they were meant, and refused in a sentence that names the file."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,16 @@ def test_a_folder_of_folders_is_a_data_set(tmp_path: Path) -> None:
     assert packed.train[packed.train_labels == 1].unique(dim=0)[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_the_test_set_is_the_same_in_every_run(tmp_path: Path) -> None:
-    root = folder_of(tmp_path / "signs")
-    assert source(root).test.files == source(root).test.files
+def test_the_test_set_is_the_same_in_every_run_and_on_every_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, scan = folder_of(tmp_path / "signs"), os.scandir
+    before = source(root).test.files
+    assert source(root).test.files == before
+    monkeypatch.setattr(
+        "finepruning.data.decoding.os.scandir", lambda place: reversed(sorted(scan(place), key=str))
+    )
+    assert source(root).test.files == before
     assert not set(source(root).test.files) & set(source(root).train.files)
 
 

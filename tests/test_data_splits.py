@@ -28,7 +28,7 @@ def is_partition(roles: Roles, count: int) -> bool:
     return torch.equal(torch.cat(roles).sort().values, torch.arange(count))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, FRACTIONS, SHARES, SEEDS)
 def test_roles_share_no_row_lose_none_and_take_exact_shares_of_each_class(
     sizes: list[int], fraction: float, validation_share: float, seed: int
@@ -42,7 +42,7 @@ def test_roles_share_no_row_lose_none_and_take_exact_shares_of_each_class(
     assert torch.bincount(labels[torch.cat([roles.tuning, roles.validation])]).tolist() == held
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, FRACTIONS, SHARES, SEEDS, st.integers(1, 4))
 def test_groups_are_never_divided_and_shares_miss_by_less_than_a_group(
     sizes: list[int], fraction: float, validation_share: float, seed: int, largest: int
@@ -65,7 +65,7 @@ def test_groups_are_never_divided_and_shares_miss_by_less_than_a_group(
     assert (off.abs() < 2 * largest).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, SEEDS, st.integers(1, 6), st.integers(1, 4))
 def test_folds_share_classes_evenly_and_divide_no_group(
     sizes: list[int], seed: int, folds: int, largest: int

@@ -18,9 +18,10 @@ import pytest
 from hydra.errors import CompactHydraException
 
 from finepruning.launcher import LocalLauncher
-from finepruning.launcher.checks import check_overrides
+from finepruning.launcher.checks import CheckPlace, check_overrides
+from finepruning.launcher.plan import available_cores
 from finepruning.launcher.signals import stop_signals
-from tests.conftest import QUICK, ROOT, sweep_here
+from tests.conftest import QUICK, ROOT, composed, sweep_here
 
 Sweep = Callable[..., None]
 
@@ -62,6 +63,11 @@ def test_no_jobs_at_a_time_is_refused(n_jobs: Any) -> None:
 def test_a_key_that_is_given_twice_is_refused(overrides: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"is given twice: .* and .*\. Keep one of them"):
         check_overrides(overrides)
+
+
+def test_overrides_are_checked_before_a_sweep_begins(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="seed is given twice"):
+        CheckPlace().on_multirun_start(composed("seed=1", "seed=2", f"runs_dir={tmp_path}"))
 
 
 def test_a_key_may_be_removed_and_set_anew() -> None:
@@ -228,7 +234,7 @@ def test_a_stopped_sweep_ends_its_jobs_and_can_go_on(
 def test_jobs_die_with_their_parent(tmp_path: Path) -> None:
     killed = start_sweep(tmp_path, "trainer.max_epochs=100000", "seed=1,2")
     wait_for(
-        lambda: len(list(tmp_path.glob("store/suspect/*.partial/last.ckpt"))) == min(2, os.cpu_count() or 1)
+        lambda: len(list(tmp_path.glob("store/suspect/*.partial/last.ckpt"))) == min(2, available_cores())
     )
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()

@@ -1,6 +1,7 @@
 """What a sweep decides before and while it runs: pure functions, worked by hand."""
 
 import io
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from finepruning import record as records
+from finepruning.launcher import processes
 from finepruning.launcher.display import Display, board, line
 from finepruning.launcher.forecast import Earlier, announcement, duration, earlier_runs, estimate
 from finepruning.launcher.plan import (
@@ -268,6 +270,28 @@ def test_a_terminal_gets_a_live_board_and_anything_else_lines(caplog: pytest.Log
             display.ended(Outcome(job(2), 12.4, (0.98, 0.003)))
         assert ("2 of 3 runs done, 1 running, 0 waiting, 0 failed" in file.getvalue()) == terminal
     assert caplog.messages == ["[2/3] done seed=2, 12 s, clean 98.0 %, attack 0.3 %"]
+
+
+def test_gpus_are_handed_out_once_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, handed = multiprocessing.get_context("fork"), []
+
+    def start(_: Any, each: Job, gpus: list[str]) -> processes.Running:
+        handed.append(tuple(gpus))
+        process: Any = fork.Process(target=int)
+        process.start()
+        return processes.Running(each, process, None, tuple(gpus), 0.0)  # type: ignore[arg-type]
+
+    def outcome(ended: processes.Running) -> Outcome:
+        ended.process.join()
+        return Outcome(ended.job, 0.0)
+
+    monkeypatch.setattr(processes, "_start", start)
+    monkeypatch.setattr(processes, "_outcome", outcome)
+    jobs = [job(number, str(number), gpus=count) for number, count in enumerate((1, 1, 2))]
+    display = Display(3, 0, Console(file=io.StringIO()))
+    processes.run_jobs(None, jobs, 3, ["4", "7"], (), display)  # type: ignore[arg-type]
+    assert sorted(handed[:2]) == [("4",), ("7",)]
+    assert sorted(handed[2]) == ["4", "7"]
 
 
 def test_a_line_tells_how_a_job_ended() -> None:

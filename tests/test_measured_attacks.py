@@ -105,7 +105,7 @@ def test_each_image_gets_its_own_perturbation_and_all_get_the_patch() -> None:
     assert stamped[:, 0].flatten(1).tolist() == [[0, 0, 0, 1], [0.5, 0.5, 0.5, 1], [0.75, 0.75, 0.75, 1]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(places=st.sets(st.integers(0, 50), min_size=2, max_size=6), seed=st.integers(0, 100))
 def test_nobody_gets_the_trigger_that_was_drawn_for_itself(places: set[int], seed: int) -> None:
     trigger, count = OthersTrigger(seed), len(places)

@@ -18,7 +18,13 @@ from finepruning.modules import (
     PrunedClassifier,
 )
 from finepruning.pipeline.analysis import score_curve
-from finepruning.pruning import channel_count, pruned_channels, set_pruned
+from finepruning.pruning import (
+    channel_count,
+    mean_activations,
+    prune_order,
+    pruned_channels,
+    set_pruned,
+)
 from finepruning.repair.ladder import correct
 from tests.fits import KINDS, LAYER, OPTIONS, SHAPE, TRAINING, build, fit, learned, network, states
 
@@ -142,6 +148,19 @@ def test_what_was_pruned_before_stays_so_and_the_curve_is_that_of_the_rest(
         assert callback.channels_pruned == (channels - 4) // 4
     told = callback.curve[callback.channels_pruned].validation
     assert int(correct(module.network.eval(), data.validation[0].batches()).sum()) == told.hits
+
+
+def test_channels_are_ranked_on_the_images_to_validate_with(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(PrunedClassifier, digits)
+    ones = data.validation[0].subset((data.validation[0].labels == 1).nonzero().squeeze(1))
+    data.validation[0] = ones  # unlike those to tune on
+    expected, other = (
+        prune_order(mean_activations(module.network, [LAYER], (images for images, _ in some.batches())))
+        for some in (ones, data.training)
+    )
+    callback = PruneChannels(max_drop=0.1)
+    fit(module, data, [callback], tmp_path, epochs=0, stop=1)
+    assert callback.order == expected != other
 
 
 def test_a_layer_that_is_pruned_whole_can_lose_nothing_more(digits: ImageSet, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def triggered(images: ImageSet) -> Tensor:
     return (pixels[:, 0, -2:, -2:] == 1).all(-1).all(-1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(40, 200),
     poison_rate=st.floats(0.03, 0.35),

@@ -14,7 +14,14 @@ from pytorch_lightning import Trainer
 
 from finepruning.data.loaders import BatchRows
 from finepruning.pipeline import Refused
-from finepruning.pipeline.devices import BASIC_LAUNCHER, check_processes, hide_gpus, launched, rank
+from finepruning.pipeline.devices import (
+    BASIC_LAUNCHER,
+    VISIBLE,
+    check_processes,
+    hidden_gpus,
+    launched,
+    rank,
+)
 from finepruning.pipeline.processes import Team, together
 from finepruning.pipeline.training import build_trainer, check_world_size
 from tests.conftest import composed
@@ -116,12 +123,26 @@ def test_the_first_process_leads_whoever_started_it() -> None:
     assert rank(one, slurm) == 0  # tasks of one process each
 
 
-def test_a_run_on_the_cpu_sees_no_gpu() -> None:
-    environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
-    hide_gpus(OmegaConf.create({"accelerator": "gpu"}), environment)
-    assert environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
-    hide_gpus(OmegaConf.create({"accelerator": "cpu"}), environment)
-    assert environment == {"CUDA_VISIBLE_DEVICES": ""}
+@pytest.mark.parametrize("before", [{}, {VISIBLE: "0,1"}])
+def test_a_run_on_the_cpu_sees_no_gpu_and_leaves_them_to_the_next(before: dict[str, str]) -> None:
+    environment = dict(before)
+    with hidden_gpus(OmegaConf.create({"accelerator": "gpu"}), environment):
+        assert environment == before
+    with hidden_gpus(OmegaConf.create({"accelerator": "cpu"}), environment):
+        assert environment == {VISIBLE: ""}
+    assert environment == before
+
+
+def test_gpus_are_hidden_while_a_run_works(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def environment() -> dict[str, Any]:
+        seen.append(os.environ.get(VISIBLE))
+        return {}
+
+    monkeypatch.setattr("finepruning.record.environment", environment)
+    quick_run("defense=none")
+    assert seen == [""]
 
 
 @pytest.mark.parametrize("key", ["logger=true", "callbacks=[]", "use_distributed_sampler=true"])

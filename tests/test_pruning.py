@@ -157,6 +157,20 @@ def test_the_mask_is_saved_and_restored_with_the_network() -> None:
     assert pruned_channels(other) == {"5": [1, 2]}
 
 
+def test_each_order_ranks_by_its_own_score() -> None:
+    network = plain()
+    add_mask(network, "5", 12)
+    mean = mean_activations(network, ["5"], [IMAGES])
+    scores = {"activation": mean, "descending": mean, "l1": weight_norms(network, ["5"])}
+    scores["random"] = random_scores({"5": 12}, 4)
+    found = {
+        order: PruneChannels(order, order_seed=4, max_drop=0.1).rank(network, ["5"], [IMAGES])
+        for order in scores
+    }
+    assert found == {order: prune_order(each, order == "descending") for order, each in scores.items()}
+    assert len({tuple(order) for order in found.values()}) == 4
+
+
 def test_a_restored_callback_does_not_prune_again() -> None:
     callback = PruneChannels(max_drop=0.1)
     callback.curve = [PrunePoint(0, None, Rate(9, 10)), PrunePoint(1, Channel("5", 3), Rate(9, 10))]

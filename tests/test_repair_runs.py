@@ -10,15 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch import nn
 
-from finepruning.data import ImageSet, Roles
+from finepruning.data import Roles
+from finepruning.modules import UnlearnedClassifier
 from finepruning.pipeline import Refused
 from finepruning.pipeline.build import build_parts
-from finepruning.pipeline.climber import Climber
 from finepruning.pipeline.defenses import fold_rows
-from finepruning.pipeline.parts import Fold, Rung, Tuning
-from finepruning.store import WEIGHTS, save_weights
+from finepruning.store import WEIGHTS
 from tests.conftest import composed
 
 RunHere = Callable[..., dict[str, Any]]
@@ -57,6 +55,19 @@ def test_a_rung_is_judged_by_pictures_unlike_those_that_it_tuned_on() -> None:
         assert len(tuned) + len(judging) == 400
         assert not set((tuned // 2).tolist()) & set((judging // 2).tolist())
     assert fold_rows(roles, packed, 1, seed=1) == [(roles.tuning, roles.validation)]
+
+
+def test_no_rung_is_tuned_on_the_fold_that_judges_it(tmp_path: Path) -> None:
+    ladder = "defense.ladder=[{weight: 0.1}, {tuner: finetune}]"
+    places = (f"store_dir={tmp_path}", "name=a", "group=b")
+    defense = build_parts(composed("defense=auto", "dataset.size=16", ladder, *places)).defense
+    assert defense is not None
+    held = {row for fold in defense.folds for row in fold.images.index.tolist()}
+    assert len(held) == 136
+    for rung in defense.ladder:
+        for tuning, fold in zip(rung.tunings, defense.folds, strict=True):
+            judging = set(fold.images.index.tolist())
+            assert set(tuning.data.training.index.tolist()) == held - judging
 
 
 def test_without_folds_the_images_to_validate_with_decide(quick_run: RunHere) -> None:
@@ -102,10 +113,24 @@ def test_inspect_changes_nothing(quick_run: RunHere) -> None:
     assert len(record["inspection"]["rankings"]["mask"]["ranking"]) == 10
 
 
-def test_a_defender_who_knows_the_target_names_it(quick_run: RunHere) -> None:
+def test_a_defender_who_knows_the_target_names_it_and_it_is_unlearned(
+    quick_run: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aimed: list[list[int]] = []
+    aim_at = UnlearnedClassifier.aim_at
+
+    def aim(module: UnlearnedClassifier, classes: list[int], *rest: Any) -> None:
+        aimed.append(list(classes))
+        aim_at(module, classes, *rest)
+
+    monkeypatch.setattr(UnlearnedClassifier, "aim_at", aim)
     named = "defense.inspection.suspicious=[7]"
     record = quick_run("defense=unlearn", *FAST, *UNLEARN, named)
     assert record["inspection"]["suspicious"] == [7]
+    assert aimed == [[7]]
+    rung = ("defense.ladder=[{weight: 0.1}]", "defense.max_drop=1")
+    quick_run("defense=auto", *FAST, *UNLEARN, named, *rung)
+    assert aimed == [[7]] * 5  # the defense's own, and that of each fold
     with pytest.raises(Refused, match=r"Class 10 is named as suspicious, but classes go from 0 to 9\."):
         quick_run("defense=inspect", *FAST, "defense.inspection.suspicious=[10]")
 
@@ -216,53 +241,6 @@ def test_a_rung_that_diverges_is_undone_and_the_ones_before_count(quick_run: Run
     record = quick_run("defense=auto", *FAST, *UNLEARN, ladder, "defense.max_drop=1")
     assert (len(record["ladder"]["rungs"]), record["ladder"]["kept"]) == (1, 0)
     assert "Rung 2 is undone: The loss became" in record["ladder"]["reason"]
-
-
-def test_processes_that_start_anew_take_finished_tunings_from_the_first(tmp_path: Path) -> None:
-    network = nn.Linear(2, 2)
-    tuning = Tuning(SimpleNamespace(), [], SimpleNamespace(), [], 1)
-    images = ImageSet.whole(torch.zeros(4, 2), torch.zeros(4), nn.Identity())
-    rungs = [Rung({"weight": weight}, [tuning, tuning]) for weight in (1, 2)]
-    told: list[Any] = []
-    passed = {"evidence": False, "verdict": VERDICTS[0], "reasons": []}
-    inspector: Any = SimpleNamespace(audit=lambda *_: dict(passed))
-
-    class Ladder(Climber):
-        def _right(self, network: nn.Module) -> torch.Tensor:
-            return torch.ones(8, dtype=torch.bool)
-
-    def climb(directory: Path, share: Callable[[Any], Any]) -> list[str]:
-        trained: list[str] = []
-
-        def fit(module: Any, data: Any, callbacks: Any, place: Path, **_: Any) -> None:
-            trained.append(f"{place.parent.name}/{place.name}")
-            module.trainer = data.trainer = "a trainer"  # as Lightning does
-            save_weights(network, place / WEIGHTS)
-
-        defense = SimpleNamespace(
-            module=SimpleNamespace(network=network),
-            ladder=rungs,
-            folds=[Fold(images, torch.arange(4)), Fold(images, torch.arange(4, 8))],
-        )
-        options = {"max_drop": 1, "stop_early": False, "audit": {"max_success": 0.2}}
-        inspected = SimpleNamespace(about={"result": {"suspicious": [0, 1], "clear": False}})
-        suspect = SimpleNamespace(load_into=lambda network: network, directory=directory)
-        Ladder(defense, inspector, options, fit, "cpu", share, True).climb(suspect, inspected, directory)
-        return trained
-
-    first, other = tmp_path / "first", tmp_path / "other"
-    finished = first / "rung-1" / "fold-1"  # of a walk that was interrupted then
-    finished.mkdir(parents=True)
-    other.mkdir()
-    save_weights(network, finished / WEIGHTS)
-    rest = ["rung-1/fold-2", "rung-2/fold-1", "rung-2/fold-2"]
-    assert climb(first, lambda message: told.append(message) or message) == rest
-    messages = iter(told)
-    finished.mkdir()
-    save_weights(network, finished / WEIGHTS)  # it was still there when the other asked
-    assert climb(other, lambda _: next(messages)) == rest
-    assert next(messages, None) is None
-    assert tuning.module.trainer is tuning.data.trainer is None  # a ladder would keep them all
 
 
 def test_a_walk_that_stops_early_audits_each_rung(quick_run: RunHere) -> None:

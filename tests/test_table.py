@@ -12,7 +12,7 @@ from finepruning.dashboard.table import layers_table, stress_table, varying
 
 def printed(table: Table) -> str:
     screen = StringIO()
-    Console(file=screen, width=200).print(table)
+    Console(file=screen, width=200, force_terminal=False, color_system=None).print(table)
     return screen.getvalue()
 
 

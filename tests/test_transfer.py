@@ -148,7 +148,8 @@ def test_all_but_the_linear_layers_is_the_same_bit_by_bit_after_retraining(tmp_p
     module = TransferredClassifier(network, untargeted=True, learning_rate=0.05)
     before = state(network)
     both = [images.subset(torch.arange(8))] * 2
-    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, **quiet)
     trainer.fit(module, datamodule=AttackerData(images, both, 64, 1))
     changed = {name for name, values in state(network).items() if not torch.equal(values, before[name])}
     assert changed == {"head.weight", "head.bias"}

@@ -7,10 +7,11 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from finepruning.data import ImageSet
+from finepruning.data import AttackerData, ImageSet
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
+    CleanClassifier,
     FinePrunedClassifier,
     FTSAMClassifier,
     HeadShiftClassifier,
@@ -20,7 +21,8 @@ from finepruning.modules import (
     SAUClassifier,
     UnlearnedClassifier,
 )
-from tests.fits import LAYER, SHAPE, TRAINING, build, fit, learned, network, states
+from finepruning.repair.ladder import correct
+from tests.fits import LAYER, OPTIONS, SHAPE, TRAINING, build, fit, learned, network, states
 
 
 def test_a_parameter_that_nothing_uses_stays_as_it_is(digits: ImageSet, tmp_path: Path) -> None:
@@ -50,6 +52,53 @@ def test_adversarial_pruning_changes_masks_alone_and_says_how_far_it_went(
     assert all(((value >= 0) & (value <= 1)).all() for value in module.values)
     assert any((value < 1).any() for value in module.values)
     assert module.findings == {"threshold": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "one", "other"),
+    [
+        (FTSAMClassifier, "radius", 2.0, 1e-9),
+        (IBAUClassifier, "fixed_point_rate", 0.1, 1e-9),
+        (NADClassifier, "betas", [1e3], [0.0]),
+        (HeadShiftClassifier, "distance", 1.0, 0.0),
+        (HeadShiftClassifier, "inner_product", 1.0, 0.0),
+        (SAUClassifier, "shared", 1.0, 0.0),
+        (ANPClassifier, "noise", 0.4, 1e-9),
+        (UnlearnedClassifier, "weight", 0.5, 0.0),
+        (UnlearnedClassifier, "step", 0.25, 1e-9),
+    ],
+)
+def test_what_makes_a_defense_counts_in_its_training(
+    kind: type[PrunedClassifier], option: str, one: Any, other: Any, digits: ImageSet, tmp_path: Path
+) -> None:
+    ends = []
+    for value in (one, other):
+        _, data, _ = build(kind, digits)
+        options = TRAINING | OPTIONS.get(kind, {}) | {option: value}
+        module = kind(network(learned()), [], SHAPE, **options)
+        fit(module, data, [], tmp_path / str(value), epochs=2, stop=2)
+        ends.append(torch.cat([values.flatten().float() for values in module.state_dict().values()]))
+    assert not torch.equal(*ends)
+
+
+def test_adversarial_pruning_costs_at_most_its_budget(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(ANPClassifier, digits)
+    module.hparams["max_drop"] = 0.0
+    before = int(correct(module.network, data.validation[0].batches()).sum())
+    fit(module.train(), data, [], tmp_path, epochs=1, stop=1)
+    assert int(correct(module.network, data.validation[0].batches()).sum()) >= before
+
+
+@pytest.mark.parametrize("option", [{"optimizer": "adamw"}, {"weight_decay": 0.5}, {"label_smoothing": 0.5}])
+def test_an_option_of_training_changes_what_is_learned(
+    option: dict[str, Any], digits: ImageSet, tmp_path: Path
+) -> None:
+    ends = []
+    for name, more in (("plain", {}), ("with", option)):
+        module = CleanClassifier(network(), **(TRAINING | more))
+        fit(module, AttackerData(digits, [digits], 64, 1), [], tmp_path / name, epochs=1, stop=1)
+        ends.append(module.network.head.weight.clone())
+    assert not torch.equal(*ends)
 
 
 def test_the_teacher_is_the_tuned_network_and_the_suspect_is_taught(digits: ImageSet, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Unlearning: the pool of perturbations and the losses, by hand."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from finepruning.modules import UnlearnedClassifier
 from finepruning.networks import DigitsCNN
+from finepruning.pipeline.build import build_parts
 from finepruning.pipeline.defenses import enough_steps
 from finepruning.repair import UNTARGETED
 from finepruning.repair.unlearning import (
@@ -23,6 +25,7 @@ from finepruning.repair.unlearning import (
     turns,
     unlearning_loss,
 )
+from tests.conftest import composed
 
 
 @given(st.floats(0.1, 5), st.floats(0.01, 4), st.integers(0, 1000))
@@ -125,7 +128,11 @@ def test_perturbations_are_as_large_as_the_triggers_that_were_found() -> None:
     assert module.radii.tolist() == pytest.approx([1.0, 1.2, 1.4, 1.6, 1.8, 2.0])
 
 
-def test_few_images_are_learned_from_often_enough() -> None:
+def test_few_images_are_learned_from_often_enough(tmp_path: Path) -> None:
+    places = (f"store_dir={tmp_path}", "name=a", "group=b")
+    defense = build_parts(composed("defense=unlearn", *places)).defense
+    assert defense is not None
+    assert (defense.data.batch_size, defense.max_epochs) == (17, 40)  # of 70 images, for 160 steps
     assert enough_steps(67, 128, 15, 160) == (16, 40)  # 4 steps an epoch
     assert enough_steps(1470, 128, 15, 160) == (128, 15)  # 11 steps an epoch are 165
     assert enough_steps(3, 128, 1, 5) == (1, 2)

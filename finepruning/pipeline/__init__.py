@@ -45,18 +45,18 @@ def run(config: DictConfig) -> None:
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        devices.hide_gpus(config.trainer)
-        devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
-        if devices.rank(config.trainer) > 0:
-            take_part(config)
-            return
-        record = finished_record(place, config)
-        if record is not None:
-            log.info("Finished earlier; overwrite=true runs it anew.")
-            if devices.launched(config.trainer):
-                _dismiss(config)
-        else:
-            record = _new_record(place, config)
+        with devices.hidden_gpus(config.trainer):
+            devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
+            if devices.rank(config.trainer) > 0:
+                take_part(config)
+                return
+            record = finished_record(place, config)
+            if record is not None:
+                log.info("Finished earlier; overwrite=true runs it anew.")
+                if devices.launched(config.trainer):
+                    _dismiss(config)
+            else:
+                record = _new_record(place, config)
     except InstantiationException as error:  # Hydra wraps what a class's own check says
         raise Refused(str(error.__cause__ or error)) from error
     except (ValueError, TypeError, OSError) as error:

@@ -1,10 +1,12 @@
 """What a configuration and the environment say about a run's processes, read without loading torch."""
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 GPUS = ("gpu", "cuda")  # names of the accelerator
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -22,10 +24,19 @@ def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -
     return several(trainer) and ("TORCHELASTIC_RUN_ID" in environment or by_slurm)
 
 
-def hide_gpus(trainer: DictConfig, environment: MutableMapping[str, str] = os.environ) -> None:
+@contextmanager
+def hidden_gpus(trainer: DictConfig, environment: MutableMapping[str, str] = os.environ) -> Iterator[None]:
     """Let a run on the CPU see no GPU; who only asks for one starts CUDA, which fails with an old driver."""
+    before = environment.get(VISIBLE)
     if trainer.accelerator == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment[VISIBLE] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            environment.pop(VISIBLE, None)
+        else:
+            environment[VISIBLE] = before
 
 
 def rank(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> int:
