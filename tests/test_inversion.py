@@ -228,7 +228,7 @@ def test_a_class_stands_out_that_alone_has_a_trigger_and_a_failed_search_says_no
 
 def test_triggers_of_suspicious_classes_are_kept_wherever_they_stand(tmp_path: Path) -> None:
     ranked = rankings(1.0, 3.0, 1.5)
-    save_triggers(ranked, tmp_path / "t.safetensors", 1, suspicious=[1])
+    save_triggers(ranked, tmp_path / "t.safetensors", 1, classes=[1])
     record = rankings_record(ranked, {family: [Rate(0, 0)] * 3 for family in ranked})
     kept = load_triggers(tmp_path / "t.safetensors", record)
     assert {family: [found.target for found in kept[family]] for family in kept} == {
