@@ -17,6 +17,7 @@ from finepruning.pruning import (
     prune_order,
     prune_rate,
     prune_until,
+    pruned_channels,
     random_scores,
     validation_curve,
     weight_norms,
@@ -116,12 +117,14 @@ class PruneChannels(Callback):
         network, layers = pl_module.network, pl_module.layers
         images_only = (images for images, _ in validation.batches(device=pl_module.device))
         ranked = self.rank(network, layers, images_only)
-        order = [channel for channel in ranked if mask_of(network, channel.layer)[channel.number]]
+        gone = {(layer, number) for layer, all_of in pruned_channels(network).items() for number in all_of}
+        order = [channel for channel in ranked if channel not in gone]
         self.curve = validation_curve(network, layers, order, validation.batches(device=pl_module.device))
         self.channels_pruned = self.stop(self.curve)
         self.load_state_dict(trainer.strategy.broadcast(self.state_dict()))  # the first process decides
-        for channel in self.order[: self.channels_pruned]:
-            mask_of(network, channel.layer)[channel.number] = 0.0
+        for layer in layers:
+            goes = [c.number for c in self.order[: self.channels_pruned] if c.layer == layer]
+            mask_of(network, layer)[goes] = 0.0
 
     def rank(self, network: nn.Module, layers: list[str], batches: Iterable[Tensor]) -> list[Channel]:
         """Return the order in which the channels of masked layers go.

@@ -217,11 +217,21 @@ def _chosen(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _names(groups: Sequence[Group], alike: Sequence[str], chosen: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a name for each group: the last of the fields that it shares with others, and what differs."""
     shared = [tuple(group.runs[0][key] for key in alike) for group in groups]
-    names = []
-    for group, own in zip(shared, chosen, strict=True):
-        others = [each for other, each in zip(shared, chosen, strict=True) if other == group]
-        differing = [
-            key for key in own if own[key] is not None and len({str(each.get(key)) for each in others}) > 1
-        ]
-        names.append(" ".join([group[-1], *(f"{key.rpartition('.')[2]}={own[key]}" for key in differing)]))
-    return names
+    values: dict[tuple[Any, ...], dict[str, set[str]]] = {fields: {} for fields in shared}
+    keys = {key: None for own in chosen for key in own}
+    for fields, own in zip(shared, chosen, strict=True):
+        for key in keys:
+            values[fields].setdefault(key, set()).add(str(own.get(key)))
+    return [
+        " ".join(
+            [
+                fields[-1],
+                *(
+                    f"{key.rpartition('.')[2]}={value}"
+                    for key, value in own.items()
+                    if value is not None and len(values[fields][key]) > 1
+                ),
+            ]
+        )
+        for fields, own in zip(shared, chosen, strict=True)
+    ]

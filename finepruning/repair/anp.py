@@ -36,7 +36,7 @@ def find_neurons(network: nn.Module) -> list[Neurons]:
     found = []
     for chain in convolution_chains(network):
         scaled = chain.norm or chain.convolution
-        weight = network.get_submodule(scaled)._parameters.get("weight")
+        weight = dict(network.get_submodule(scaled).named_parameters(recurse=False)).get("weight")
         if weight is not None:
             found.append(Neurons(scaled, chain.output, len(weight)))
     if not found:

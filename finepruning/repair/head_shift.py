@@ -26,7 +26,7 @@ def find_head(network: nn.Module, image_shape: Sequence[int]) -> str:
     logits = outputs.pop("")
     for name, output in reversed(outputs.items()):
         if output.shape == logits.shape and torch.equal(output, logits):
-            if "weight" not in network.get_submodule(name)._parameters:
+            if "weight" not in dict(network.get_submodule(name).named_parameters(recurse=False)):
                 raise ValueError(
                     f"The weight of the head, {name!r}, is computed from others (a parametrization), so that "
                     "it cannot be set. Choose another defense."
