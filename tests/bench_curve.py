@@ -120,12 +120,12 @@ def print_gtsrb_memory(cache_dir: str) -> None:
     network, order = _ready(SignCNN(SIGNS, 43, *STATISTICS), layer, some)
     attack = Attack(PatchTrigger(3, 1.0), poison_rate=0.1, target_label=0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     score_steps(network, [layer], order, test, attack)
-    print((_memory("VmHWM") - before) / 1024)
+    print((memory("VmHWM") - before) / 1024)
 
 
-def _memory(name: str) -> int:
+def memory(name: str) -> int:
     """Return a line of Linux's account of this process, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))

@@ -94,9 +94,30 @@ def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
     assert found["verdict"] == "no trigger was found"
     assert found["reasons"][0].startswith("No trigger to any class was found, so that this says nothing")
     blind = inspected(rankings(math.inf, math.inf, math.inf), [], tmp_path, found["verdict"])
-    said = ours.audit(ByMeans(), blind, LIMIT)
-    assert said["verdict"] == "evidence remains"
-    assert "Raise defense.inspection.search.steps" in said["reasons"][0]
+    level = inspected(rankings(2.0, 2.5, 3.0), [], tmp_path)
+    thorough = inspector(search={"steps": 60, "images": 4})
+    for search, before, where in ((thorough, blind, "suspect"), (ours, level, "repaired network")):
+        said = search.audit(ByMeans(), before, LIMIT)
+        assert said["verdict"] == "evidence remains"
+        (reason,) = said["reasons"]
+        assert reason.startswith(f"No trigger to any class was found in the {where}, so that nothing could")
+        assert "Raise defense.inspection.search.steps" in reason
+
+
+def test_success_of_every_class_is_in_the_record_that_of_the_last_on_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finepruning.pipeline.inspector.KEPT", 1)
+    monkeypatch.setattr("finepruning.pipeline.inspector.FEW", 3)
+
+    def one_of_all(network: Any, triggers: list[Any], batches: Any) -> list[Rate]:
+        return [Rate(1, sum(len(labels) for _, labels in batches))] * len(triggers)
+
+    monkeypatch.setattr("finepruning.pipeline.inspector.success", one_of_all)
+    found = inspector(search={"steps": 2, "images": 4}).inspect(ByMeans(), tmp_path)
+    for family, count in (("additive", 4), ("mask", 3)):
+        rows = found["rankings"][family]["ranking"]
+        assert [row["success"] for row in rows] == [1 / 12, *[1 / 3] * (count - 1)]
 
 
 def test_what_stands_out_is_said_in_the_word_that_tables_count(tmp_path: Path) -> None:

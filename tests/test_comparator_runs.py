@@ -14,7 +14,7 @@ from tests.exact_runs import assert_equal_networks, exact_run, losses, weights
 RunHere = Callable[..., dict[str, Any]]
 SHORT = {  # options that make each a matter of a second
     "ft_sam": ("defense.tuning.max_epochs=1",),
-    "anp": ("defense.tuning.max_epochs=2", "defense.tuning.max_drop=1"),
+    "anp": ("defense.tuning.max_epochs=2", "defense.tuning.min_steps=0", "defense.tuning.max_drop=1"),
     "clp": ("defense.u=0.5",),
     "i_bau": ("defense.tuning.max_epochs=1",),
     "nad": ("defense.tuning.max_epochs=2", "defense.tuning.teacher_epochs=1"),

@@ -101,6 +101,15 @@ def test_the_number_of_images_does_not_change_the_size_of_a_pass() -> None:
     assert sizes == [8, 8]
 
 
+def test_larger_images_go_in_smaller_passes() -> None:
+    for side, most in ((32, 12), (256, 8), (1024, 4)):
+        network = ByMeans()
+        images = torch.rand(6, 1, side, side, generator=torch.Generator().manual_seed(0))
+        labels = torch.tensor([0, 1, 2, 0, 1, 2])
+        invert(network, images, labels, [0, 1, 2], "additive", Search(steps=2, images=4))
+        assert network.seen[0] == most
+
+
 def test_the_same_seed_finds_the_same_whatever_the_global_generator_does() -> None:
     images, labels = two_classes()
     torch.manual_seed(1)

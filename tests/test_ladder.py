@@ -159,7 +159,8 @@ def test_the_page_shows_rankings_pictures_rungs_and_verdict(tmp_path: object) ->
     files = write_pictures(found, tmp_path)
     assert all((tmp_path / name).exists() for names in files.values() for name in names)
     assert picture(found["mask"][0]).shape == (1, 96, 96)
-    inspection = {"rankings": plain, "reasons": ["Something."], "remarks": ["A remark."]}
+    said = {"verdict": "nothing stands out", "reasons": ["Something."], "remarks": ["A remark."]}
+    inspection = {"rankings": plain, **said}
     rung = {"options": {"weight": 0.1}, "loss": 0.01, "interval": [0.0, 0.02], "inside": True, "audit": None}
     rung |= {"lost": 2, "gained": 1, "total": 100}
     ladder = {"max_drop": 0.01, "kept": 0, "rungs": [rung], "reason": None}
@@ -173,6 +174,6 @@ def test_the_page_shows_rankings_pictures_rungs_and_verdict(tmp_path: object) ->
         "Runner-up over smallest: 2.50; median 2.50",
         "| weight 0.1 | 1.00 [0.00, 2.00] | 2, 1, 100 | kept |",
         "| mask | zero | 1.00 | not found | 25.0 | counts |",
-        "A remark.",
+        "**Nothing stands out.**\n\n- Something.\n- A remark.",
     ):
         assert piece in text

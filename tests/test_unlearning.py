@@ -99,8 +99,13 @@ def test_the_loss_is_the_sum_of_its_four_terms() -> None:
     expected = cross[0] + spread[0] + 0.1 * (cross[1] + spread[1])
     assert unlearning_loss(clean, perturbed, teacher, labels, 0.1) == pytest.approx(float(expected), rel=1e-5)
     assert distillation(teacher, teacher, 2.0) == pytest.approx(0.0, abs=1e-6)
-    alone = unlearning_loss(clean, perturbed, teacher, labels, 0.0, imitation=0.0)
-    assert alone == pytest.approx(float(cross[0]))
+    for factors, each in (
+        ({"weight": 0.0, "imitation": 0.0}, cross[0]),
+        ({"weight": 0.0, "entropy": 0.0}, spread[0]),
+        ({"weight": 1.0, "imitation": 0.0}, cross[0] + cross[1]),
+        ({"weight": 1.0, "entropy": 0.0, "imitation": 0.0, "perturbed_imitation": 2.0}, 2 * spread[1]),
+    ):
+        assert unlearning_loss(clean, perturbed, teacher, labels, **factors) == pytest.approx(float(each))
 
 
 def test_the_pool_leads_away_from_the_true_class_unless_one_class_is_suspicious() -> None:

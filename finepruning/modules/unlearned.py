@@ -21,6 +21,8 @@ from finepruning.repair.unlearning import (
     unlearning_loss,
 )
 
+LOSS = ("weight", "entropy", "imitation", "perturbed_imitation", "temperature")  # options of the loss
+
 
 class UnlearnedClassifier(FinePrunedClassifier):
     """A network that learns to resist a pool of universal perturbations, and to answer as the suspect else.
@@ -32,7 +34,9 @@ class UnlearnedClassifier(FinePrunedClassifier):
         layers: Names of the layers whose channels may be pruned.
         image_shape: (C, H, W) of the images.
         weight: Of perturbed images in the loss, at least 0.
+        entropy: Factor of the cross-entropy to the labels, at least 0.
         imitation: Factor of the distillation from the suspect, at least 0.
+        perturbed_imitation: The same on perturbed images; None: as on clean ones.
         temperature: Of the distillation, above 0.
         perturbations: Size of the pool, at least 1.
         radii: Smallest and largest L2 norm of the perturbations, above 0, in units of the smallest trigger
@@ -59,7 +63,9 @@ class UnlearnedClassifier(FinePrunedClassifier):
         image_shape: Sequence[int],
         *,
         weight: float = 0.05,
+        entropy: float = 1.0,
         imitation: float = 1.0,
+        perturbed_imitation: float | None = None,
         temperature: float = 2.0,
         perturbations: int = 8,
         radii: Sequence[float] = (1.0, 2.0),
@@ -70,7 +76,9 @@ class UnlearnedClassifier(FinePrunedClassifier):
     ) -> None:
         super().__init__(network, layers, image_shape, **training)
         check_unsmoothed(training)
-        check_at_least(0, weight=weight, imitation=imitation, restarts=restarts)
+        check_at_least(0, weight=weight, entropy=entropy, imitation=imitation, restarts=restarts)
+        if perturbed_imitation is not None:
+            check_at_least(0, perturbed_imitation=perturbed_imitation)
         check_above_0(temperature=temperature, step=step)
         if len(radii) != 2 or not 0 < radii[0] <= radii[1]:
             raise ValueError(
@@ -149,11 +157,8 @@ class UnlearnedClassifier(FinePrunedClassifier):
         )
         (gradients,) = self.over_processes(slopes)
         self.patterns.copy_(push(self.patterns, gradients, self.radii, self.hparams["step"]))
-        options = self.hparams
-        loss = self._weight * unlearning_loss(
-            clean, perturbed, teacher, labels, options["weight"], options["imitation"], options["temperature"]
-        )
-        return self.noted(loss)
+        options = {key: self.hparams[key] for key in LOSS}
+        return self.noted(self._weight * unlearning_loss(clean, perturbed, teacher, labels, **options))
 
     def _chance(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.hparams["seed"] * 1_000_003 + epoch)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finepruning.data import DefenderData
+from finepruning.data import DefenderData, ImageSet
 from finepruning.metrics import Rate
 from finepruning.repair import (
     UNTARGETED,
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 TRIGGERS = "triggers.safetensors"
 KEPT = 8  # triggers of each ranking that are kept as files
+FEW = 256  # validation images, at most, that the others are counted on
 BLIND = "no trigger was found"
 NOT_FOUND = (
     "No trigger to any class was found, so that this says nothing of the network. Raise "
@@ -114,7 +115,9 @@ class Inspector:
         evidence = self.inspection.evidence(rankings, self.names) + failures(rankings, self.names)
         applied = [(trigger, rate, counts) for (trigger, counts), rate in zip(old, rates, strict=True)]
         counted = [(trigger, rate) for trigger, rate, counts in applied if counts]
-        said = verdict(evidence, counted, self.names, max_success, blind=before["verdict"] == BLIND)
+        blind = {"suspect": before["verdict"] == BLIND, "repaired network": is_blind(rankings)}
+        untested = [name for name, nothing_found in blind.items() if nothing_found]
+        said = verdict(evidence, counted, self.names, max_success, untested)
         old_triggers = [
             {
                 "family": trigger.family,
@@ -135,7 +138,7 @@ class Inspector:
         rankings = self.inspection.rank(network, images, labels, targets)
         rates = {
             family: success(network, ranking[:KEPT], self._validation())
-            + [Rate(0, 0)] * len(ranking[KEPT:])  # nobody asks for those
+            + success(network, ranking[KEPT:], self._validation(FEW))
             for family, ranking in rankings.items()
         }
         return rankings, rankings_record(rankings, rates)
@@ -166,12 +169,15 @@ class Inspector:
 
     def _sample(self) -> tuple[Tensor, Tensor]:
         """Return at most ``sample`` images to tune on, spread over the set, and their labels."""
-        images = self.data.training
-        rows = torch.arange(len(images))
-        if len(rows) > self.inspection.sample:
-            rows = (torch.arange(self.inspection.sample) * len(rows)) // self.inspection.sample
-        pairs = list(images.subset(rows).batches(device=self.device))
+        pairs = list(_spread(self.data.training, self.inspection.sample).batches(device=self.device))
         return torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
 
-    def _validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.data.validation[0].batches(device=self.device)
+    def _validation(self, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        images = self.data.validation[0]
+        return (images if most is None else _spread(images, most)).batches(device=self.device)
+
+
+def _spread(images: ImageSet, most: int) -> ImageSet:
+    """Return at most that many images, spread over the set."""
+    count = min(most, len(images))
+    return images.subset(torch.arange(count) * len(images) // count)

@@ -16,7 +16,7 @@ def verdict(
     old: Sequence[tuple[Trigger, Rate]],
     names: Sequence[str],
     max_success: float,
-    blind: bool = False,
+    blind: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return one of the two sentences, with its reasons, as plain values.
 
@@ -27,14 +27,14 @@ def verdict(
             repaired network. Others are no evidence: every network has some, of about the median norm.
         names: Of the classes.
         max_success: Success of an old trigger from which it is evidence, in (0, 1].
-        blind: Whether no trigger to any class had been found in the suspect.
+        blind: Networks in which no trigger to any class was found.
     """
     reasons = list(stands_out)
-    if blind:
-        reasons.append(
-            "No trigger to any class was found in the suspect, so that nothing could be tested. Raise "
-            "defense.inspection.search.steps."
-        )
+    reasons += [
+        f"No trigger to any class was found in the {network}, so that nothing could be tested there. Raise "
+        "defense.inspection.search.steps."
+        for network in blind
+    ]
     for trigger, rate in old:
         if rate.total and rate.value >= max_success:
             where = destination(trigger, names)

@@ -19,6 +19,7 @@ MEMORY = 0.95  # of the running mean of success, a step
 FORCE = 1.05  # factor of the norm's weight, a step
 BETAS = (0.5, 0.9)  # of Adam
 NOISE = 0.01  # deviation of the first patterns
+PIXELS = 512 * 32 * 32  # of the images in one pass at most, unless their number is given
 START = {"additive": 0.1, "mask": 0.01}  # weight of the norm in the first step
 GAIN = 0.01  # share by which a norm has to fall to count as progress
 CONFIRM = 64  # images on which what was found is confirmed
@@ -37,7 +38,8 @@ class Search:
         success: Share of images that a trigger has to send to its class, in (0, 1).
         rates: Learning rate of the optimizer for each family, above 0.
         patience: Steps without progress after which a class is settled, at least 1.
-        group: Images in one pass at most; more classes than fit go in groups, with the same result.
+        group: Images in one pass at most; more classes than fit go in groups, with the same result. None: as
+            many as 512 images of 32x32 have pixels.
         precision: ``"bf16-mixed"`` computes passes in bfloat16; anything else in float32.
         seed: Of the images' order and of the first triggers.
 
@@ -50,19 +52,21 @@ class Search:
     success: float = 0.9
     rates: dict[str, float] = field(default_factory=lambda: {"additive": 0.02, "mask": 0.3})
     patience: int = 120
-    group: int = 512
+    group: int | None = None
     precision: str = "32-true"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "images", "patience", "group"):
             value = getattr(self, name)
+            if value is None and name == "group":
+                continue
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(
                     f"{name}={value} leaves nothing to search with. Set "
                     f"defense.inspection.search.{name} to 1 or more."
                 )
-        if self.images > self.group:
+        if self.group is not None and self.images > self.group:
             raise ValueError(
                 f"images={self.images} do not fit into passes of group={self.group}. Lower "
                 "defense.inspection.search.images, or raise defense.inspection.search.group."
@@ -146,7 +150,8 @@ def invert(
                 "send images of other classes there. Give the defender images of two classes or more."
             )
     network.eval()
-    classes = max(1, search.group // search.images)
+    room = search.group or PIXELS // math.prod(images.shape[2:])
+    classes = max(1, room // search.images)
     groups = [targets[start : start + classes] for start in range(0, len(targets), classes)]
     found = [
         trigger

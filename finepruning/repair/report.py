@@ -80,8 +80,8 @@ def page(
             "class is not seen. How often: experiments/repair_gtsrb.md of this project.",
             "",
         ]
-    lines += ["## The suspect", "", *[f"- {_plain(text)}" for text in inspection["reasons"]], ""]
-    lines += [f"- {_plain(text)}" for text in inspection["remarks"]]
+    lines += ["## The suspect", "", f"**{inspection['verdict'].capitalize()}.**", ""]
+    lines += [f"- {_plain(text)}" for text in [*inspection["reasons"], *inspection["remarks"]]]
     for family in inspection["rankings"]:
         lines += ["", *_ranking(family, inspection["rankings"][family], names, pictures)]
     if ladder is not None:

@@ -126,10 +126,13 @@ def unlearning_loss(
     teacher: Tensor,
     labels: Tensor,
     weight: float,
+    *,
+    entropy: float = 1.0,
     imitation: float = 1.0,
+    perturbed_imitation: float | None = None,
     temperature: float = 2.0,
 ) -> Tensor:
-    """Return CE + KD on clean images plus ``weight`` times the same on perturbed ones.
+    """Return CE + KD on clean images plus ``weight`` times the same on perturbed ones, each with a factor.
 
     Args:
         clean: (B, K) logits of clean images.
@@ -137,12 +140,15 @@ def unlearning_loss(
         teacher: (B, K) logits of the suspect for the clean images.
         labels: (B,) true classes.
         weight: Of the perturbed images, at least 0.
+        entropy: Factor of the cross-entropy to the labels, CE, at least 0.
         imitation: Factor of the distillation, KD, at least 0.
+        perturbed_imitation: The same on perturbed images; None: as on clean ones.
         temperature: Of the distillation, above 0.
     """
 
-    def terms(logits: Tensor) -> Tensor:
-        entropy = functional.cross_entropy(logits, labels)
-        return entropy + imitation * distillation(logits, teacher, temperature)
+    def terms(logits: Tensor, imitated: float) -> Tensor:
+        to_labels = functional.cross_entropy(logits, labels)
+        return entropy * to_labels + imitated * distillation(logits, teacher, temperature)
 
-    return terms(clean) + weight * terms(perturbed)
+    imitated = imitation if perturbed_imitation is None else perturbed_imitation
+    return terms(clean, imitation) + weight * terms(perturbed, imitated)
