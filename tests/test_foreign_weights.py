@@ -98,6 +98,16 @@ def test_a_mask_that_does_not_fit_is_refused(masks: dict[str, Tensor], sentence:
         load(tiny(), tmp_path / "weights.safetensors")
 
 
+def test_a_tensor_beside_the_network_is_named_alone(tmp_path: Path) -> None:
+    state = {f"model.{name}": values for name, values in tiny(1).state_dict().items()}
+    torch.save({"state_dict": state | {"criterion.weight": torch.ones(3)}}, tmp_path / "last.ckpt")
+    with pytest.raises(UnreadableError) as refused:
+        load(tiny(2), tmp_path / "last.ckpt")
+    assert "not of this network. unexpected: criterion.weight. Take that out of the file" in str(
+        refused.value
+    )
+
+
 def test_keras_layers_that_do_not_pair_are_named(tmp_path: Path) -> None:
     write_keras(tiny(), tmp_path / "weights.h5")
     with pytest.raises(UnreadableError, match=r"do not pair.*fc1.*suspect\.layer_map"):

@@ -47,6 +47,24 @@ def test_a_transparent_picture_is_scaled_to_grey_images(tmp_path: Path) -> None:
     assert torch.equal(stamped[..., -4:], torch.ones(1, 1, 16, 4))
 
 
+def test_sixteen_bits_mean_what_eight_do(tmp_path: Path) -> None:
+    grey = np.full((4, 4), 128)
+    picture = save_image(np.full((4, 4, 3), 255), tmp_path / "picture.png")
+    Image.fromarray((257 * grey).astype(np.uint16)).save(tmp_path / "mask16.png")
+    Image.fromarray((257 * grey).astype(np.uint16)).save(tmp_path / "grey16.png")
+    images = torch.zeros(1, 1, 4, 4)
+    half = torch.full((1, 1, 4, 4), 128 / 255)
+    torch.testing.assert_close(PictureTrigger(Path(picture), tmp_path / "mask16.png")(images), half)
+    torch.testing.assert_close(PictureTrigger(tmp_path / "grey16.png")(images), half)
+
+
+@pytest.mark.parametrize("position", [[3], [1, 2, 3], [1.5, 2]])
+def test_a_position_is_row_and_column(position: list[int], tmp_path: Path) -> None:
+    picture = Path(save_image(np.full((2, 2, 3), 255), tmp_path / "picture.png"))
+    with pytest.raises(ValueError, match=r"attack\.position=\[.*\] is no row and column\. .* \[28, 28\]"):
+        PictureTrigger(picture, position=position)
+
+
 def test_a_known_picture_is_scored_against_its_target(tmp_path: Path) -> None:
     picture = save_image(np.full((2, 2, 3), 255), tmp_path / "picture.png")
     attack, test = known_attack(3, picture, position=[0, 0]), some_images(40)

@@ -21,6 +21,10 @@ class Net(nn.Sequential):
         super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, classes))
 def dead(): raise RuntimeError("no such luck")
 def wordy(): return "a network"
+def script():
+    import argparse
+    argparse.ArgumentParser().parse_args(["--lr", "0.1"])
+def needy(): import blocks_beside_it
 """
 
 
@@ -63,6 +67,8 @@ def test_a_python_file_does_not_run_unless_allowed(allowed: Any, tmp_path: Path)
         ("Net", {"people": 7}, r"TypeError.*model\.options"),
         ("Other", {}, r"AttributeError.*model\.call"),
         ("dead", {}, r"RuntimeError: no such luck"),
+        ("script", {}, r"ends the program when it is read\. .* if __name__ == '__main__'"),
+        ("needy", {}, r"imports blocks_beside_it, .* has to stand alone"),
         ("wordy", {}, r"gives a str, not a torch\.nn\.Module"),
     ],
 )

@@ -13,6 +13,7 @@ from finepruning.suspect.keras import from_keras, read_keras
 from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, printable, read_weights
 
 SLACK = 2**22  # bytes that any file may have
+NESTED = 8  # wrappers around a network, at most
 OPTIONAL = (".num_batches_tracked", "normalise.mean", "normalise.std")  # a stranger's file may lack them
 
 
@@ -60,7 +61,10 @@ def _renamed(state: dict[str, Tensor], wanted: Iterable[str], path: Path) -> dic
     wanted = set(wanted)
     names = [name.replace("_orig_mod.", "") for name in state]
     candidates = [names]
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in names)), None):
+    for _ in range(NESTED):
+        prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            break
         names = [name.removeprefix(prefix) for name in names]
         candidates.append(names)
     candidates += [[f"model.{name}" for name in candidate] for candidate in candidates]
@@ -91,7 +95,10 @@ def _check_fit(given: Mapping[str, Tensor], own: Mapping[str, Tensor], num_class
     ]
     lists = (("missing", missing), ("unexpected", unexpected), ("wrong shapes", shapes))
     said = [f"{what}: {_listed(names)}" for what, names in lists if names]
-    raise UnreadableError(f"{path} is not of this network. {'; '.join(said)}. Choose another model.")
+    remedy = (
+        "Choose another model" if missing or wrong else "Take that out of the file, or choose another model"
+    )
+    raise UnreadableError(f"{path} is not of this network. {'; '.join(said)}. {remedy}.")
 
 
 def _listed(names: Sequence[str]) -> str:

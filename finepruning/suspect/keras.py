@@ -14,10 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finepruning.suspect.flattening import flattened_maps
 from finepruning.suspect.weights import UnreadableError, printable
 
 LARGEST_CHUNK = 2**24  # bytes; those of arrays that can grow may be larger than the array
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
+OPTIMIZERS = ("optimizer_weights", "optimizer")  # groups that hold no layer
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups of Keras 3's files
+SEEDS = "/seed_generator/"  # of dropout, there
+NORM = ("gamma", "beta", "moving_mean", "moving_variance")  # in the order of Keras 3's numbers
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ def read_keras(path: Path, largest: int) -> Arrays:
     try:
         with h5py.File(path, "r") as file:
             found = [(name.removeprefix("model_weights/"), array) for name, array in _arrays(file, "")]
-            found = [(name, array) for name, array in found if "/" in name]
+            found = [(name, array) for name, array in found if "/" in name and SEEDS not in name]
             size = sum(array.nbytes for _, array in found)
             if size > largest:
                 raise UnreadableError(
@@ -50,7 +55,7 @@ def read_keras(path: Path, largest: int) -> Arrays:
                     "another model."
                 )
             for name, array in found:
-                layer, leaf = name.split("/", 1)[0], name.rsplit("/", 1)[1].split(":")[0]
+                layer, leaf = _place(name)
                 layers.setdefault(layer, {})[leaf] = torch.from_numpy(np.asarray(array[()], dtype=np.float32))
     except UnreadableError:
         raise
@@ -62,7 +67,27 @@ def read_keras(path: Path, largest: int) -> Arrays:
         raise UnreadableError(
             f"{path} holds no layer with weights. Save it with Keras's save_weights, as HDF5."
         )
-    return layers
+    return {layer: _named(arrays) for layer, arrays in layers.items()}
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the layer and the array that a path names: conv/conv/kernel:0, Keras 3: layers/conv/vars/0."""
+    *groups, leaf = name.split("/")
+    if groups[-1] == "vars":
+        return "/".join(group for group in groups[:-1] if group not in CONTAINERS), leaf
+    return groups[0], leaf.split(":")[0]
+
+
+def _named(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a layer's arrays by name where Keras 3 numbers them; of an unknown kind as they are."""
+    places = [str(place) for place in range(len(arrays))]
+    if set(places) != set(arrays):
+        return arrays
+    norm = NORM if len(arrays) == len(NORM) else NORM[2:]
+    names = ("kernel", "bias") if arrays["0"].ndim > 1 else norm
+    if len(arrays) > len(names):  # a norm without one of gamma and beta: which, it does not say
+        return arrays
+    return {name: arrays[place] for name, place in zip(names, places, strict=False)}
 
 
 def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
@@ -74,7 +99,7 @@ def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
         here = f"{place}/{name}".lstrip("/")
         item = held(group, name)
         if isinstance(item, h5py.Group):
-            found += _arrays(item, here) if name != "optimizer_weights" else []
+            found += _arrays(item, here) if here not in OPTIMIZERS else []
         else:
             found.append((here, item))
     return found
@@ -139,7 +164,7 @@ def from_keras(
             f"network and {_first([*unused, *absent])} of the file are left. Choose another model, or write "
             "suspect.layer_map: {layer of the network: layer of the file}."
         )
-    flattened = _flattened(network, image_shape)
+    flattened = flattened_maps(network, image_shape)
     state: dict[str, Tensor] = {}
     for name, theirs in pairs.items():
         for leaf, values in _convert(name, layers[name], arrays[theirs], flattened.get(name)).items():
@@ -158,41 +183,6 @@ def _pair(layers: Mapping[str, nn.Module], arrays: Arrays) -> dict[str, str]:
     return {name: theirs[key] for name, key in plain.items() if key in theirs}
 
 
-@torch.no_grad()
-def _flattened(network: nn.Module, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shape (C, H, W) that each linear layer's inputs had before they were flattened."""
-    shapes: dict[int, tuple[int, ...]] = {}
-    found: dict[str, tuple[int, ...]] = {}
-    alive: list[Tensor] = []  # so that no address is used twice
-
-    def after_flatten(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        alive.append(output)
-        if inputs[0].ndim == 4:
-            shapes[output.data_ptr()] = tuple(inputs[0].shape[1:])
-
-    def before_linear(name: str, inputs: tuple[Tensor, ...]) -> None:
-        shape = shapes.get(inputs[0].data_ptr())
-        if shape is not None:
-            found[name] = shape
-
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Flatten):
-            handles.append(module.register_forward_hook(after_flatten))
-        elif isinstance(module, nn.Linear):
-            handles.append(
-                module.register_forward_pre_hook(lambda _, inputs, name=name: before_linear(name, inputs))
-            )
-    training = network.training
-    try:
-        network.eval()(torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0)))
-    finally:
-        network.train(training)
-        for handle in handles:
-            handle.remove()
-    return found
-
-
 def _convert(
     name: str, layer: nn.Module, given: Mapping[str, Tensor], flattened: tuple[int, ...] | None
 ) -> dict[str, Tensor]:
@@ -202,24 +192,30 @@ def _convert(
             "weight": given["kernel"].permute(3, 2, 0, 1)
         }
     if isinstance(layer, nn.Linear) and given.keys() <= {"kernel", "bias"} and _ndim(given, "kernel", 2):
-        kernel = given["kernel"]
-        if flattened is not None and len(kernel) == np.prod(flattened):
-            channels, height, width = flattened
-            kernel = kernel.reshape(height, width, channels, -1).permute(2, 0, 1, 3).flatten(0, 2)
+        kernel = _channels_first(given["kernel"], flattened)
         return _renamed(given, {"kernel": "weight", "bias": "bias"}) | {"weight": kernel.T}
     if isinstance(layer, NORMS) and _ndim(given, "moving_mean", 1) and _ndim(given, "moving_variance", 1):
         ones = torch.ones_like(given["moving_mean"])
-        return {
+        found = {
             "weight": given.get("gamma", ones),
             "bias": given.get("beta", torch.zeros_like(ones)),
             "running_mean": given["moving_mean"],
             "running_var": given["moving_variance"] + (KERAS_EPSILON - layer.eps),
         }
+        return {leaf: _channels_first(values, flattened) for leaf, values in found.items()}
     raise UnreadableError(
         f"{name} is a {type(layer).__name__}; the arrays given for it are "
         f"{', '.join(f'{leaf} {tuple(values.shape)}' for leaf, values in given.items())}. Convolutions, "
         "linear layers and BatchNorm can be read from Keras. Change model, or suspect.layer_map."
     )
+
+
+def _channels_first(values: Tensor, flattened: tuple[int, ...] | None) -> Tensor:
+    """Return values (H * W * C, ...) for a flattened map in PyTorch's order; others as they are."""
+    if flattened is None or values.ndim == 0 or len(values) != math.prod(flattened):
+        return values
+    channels, height, width = flattened
+    return values.reshape(height, width, channels, *values.shape[1:]).movedim(2, 0).flatten(0, 2)
 
 
 def _ndim(given: Mapping[str, Tensor], leaf: str, ndim: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from finepruning.attacks.triggers import Trigger
 from finepruning.data import ImageSet
 from finepruning.data.decoding import FORMATS, UNREADABLE
+from finepruning.data.image_files import eight_bit
 from finepruning.suspect.triggered import check_target
 
 
@@ -42,6 +43,11 @@ class PictureTrigger(Trigger):
             image.putalpha(over)
         if not np.asarray(image.getchannel("A")).any():
             raise ValueError("The picture is transparent everywhere. Change attack.picture or attack.mask.")
+        if position is not None and (len(position) != 2 or not all(isinstance(at, int) for at in position)):
+            raise ValueError(
+                f"attack.position={list(position)} is no row and column. Set it to two whole numbers, such "
+                "as [28, 28], or to null to scale the picture."
+            )
         self.image = image
         self.position = None if position is None else tuple(position)
 
@@ -67,8 +73,7 @@ class PictureTrigger(Trigger):
 def _open(path: Path, key: str) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return image.copy()
+            return eight_bit(image).copy()
     except UNREADABLE as error:
         raise ValueError(f"{path} is not an image ({error}). Change {key}.") from error
 
