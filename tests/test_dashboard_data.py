@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 
 from finepruning import record as records
 from finepruning.dashboard import __main__ as dashboard
+from finepruning.dashboard import reading
 from finepruning.dashboard.data import page_data
 from finepruning.dashboard.page import script_json
 from finepruning.dashboard.pictures import Pictures
@@ -191,6 +193,24 @@ def test_watching_builds_again_when_a_run_arrives(
     said = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[-1][:9] for line in said[1:]] == ["1 records", "2 records"]
     assert "No runs in" in said[0]
+
+
+def test_watching_sees_a_run_fall_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "killed").mkdir()
+    config = tmp_path / "killed" / "config.yaml"
+    config.write_text("config: {seed: 1}")
+    now, looks = time.time(), itertools.count(1)
+
+    def sleep(seconds: float) -> None:
+        monkeypatch.setattr(reading.time, "time", lambda: now + 2 * reading.QUIET_SECONDS)
+        if next(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(dashboard.time, "sleep", sleep)
+    assert dashboard.main([str(tmp_path), "--watch"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -269,5 +269,11 @@ def test_the_command_writes_rows_and_fills_pages_and_keeps_old_rows_only_if_aske
         written("some", str(tmp_path / "second"))
     with pytest.raises(SystemExit, match=r"No record of a run in .*nowhere; experiments/some\.md says how"):
         written("some", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match=r"No page has a table of 'sume'\. There are some\."):
+        written("sume", str(tmp_path / "first"))
+    failed = record(3, "finetune", 190, 40, name="run 3", schema=1, status="failed")
+    dashboard_runs.write(tmp_path / "third", failed)
+    with pytest.raises(SystemExit, match=r"No run in .*third has ended well: nothing is written"):
+        written("some", str(tmp_path / "third"))
     assert "| `finetune` | 2 |" in written()
     assert (tmp_path / "README.md").read_text() == "no table"

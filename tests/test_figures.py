@@ -135,6 +135,17 @@ def test_settings_that_differ_are_told_apart_by_what_differs() -> None:
     assert [row.defense for row in table] == ["none", "prune max_drop=0.02", "prune max_drop=0.1"]
 
 
+def test_what_repeats_an_earlier_key_is_not_said_again_and_like_names_stay_apart() -> None:
+    def set_to(first: float, second: float) -> dict[str, Any]:
+        defense = {"name": "prune", "max_drop": first, "callbacks": {"prune": {"max_drop": first}}}
+        config = {"seed": 1, "defense": defense | {"audit": {"max_drop": second}}}
+        return record(1, config=config)
+
+    names = [row.defense for row in rows([set_to(0.02, 1), set_to(0.1, 1), set_to(0.1, 2)])]
+    assert len(set(names)) == 3
+    assert sorted(names)[0] == "prune max_drop=0.02 defense.audit.max_drop=1"
+
+
 def test_networks_and_attacks_that_differ_do_not_compete() -> None:
     def run(defense: str, width: int, rate: float, success: float) -> dict[str, Any]:
         made = record(1, defense, success)

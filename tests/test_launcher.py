@@ -86,6 +86,12 @@ def test_devices_that_are_no_number_are_refused(sweep: Sweep, devices: str) -> N
         sweep("trainer=gpu", f"trainer.devices={devices}")
 
 
+@pytest.mark.parametrize("threads", ["0", "null", "two"])
+def test_threads_that_are_no_number_are_refused(sweep: Sweep, threads: str) -> None:
+    with pytest.raises(CompactHydraException, match=r"trainer\.threads=\w+ is no number of cores"):
+        sweep(f"trainer.threads={threads}")
+
+
 def test_more_devices_than_there_are_are_refused(
     sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,14 @@ from finepruning import record as records
 from finepruning.dashboard.data import page_data
 from finepruning.dashboard.page import render, write_page
 from finepruning.dashboard.pictures import Pictures
-from finepruning.dashboard.reading import CONFIG, LOG, find_runs, run_folders
+from finepruning.dashboard.reading import (
+    CONFIG,
+    LOG,
+    QUIET_SECONDS,
+    find_runs,
+    quiet_seconds,
+    run_folders,
+)
 
 FILE = "dashboard.html"
 WATCH_SECONDS = 3.0  # between looks at the files
@@ -40,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def watch(root: Path, file: Path, budget: float) -> int:
-    """Build the page whenever a run's files have changed, until Ctrl-C."""
+    """Build the page whenever a run's files have changed, or no longer do, until Ctrl-C."""
     seen = None
     try:
         while True:
@@ -56,9 +63,11 @@ def watch(root: Path, file: Path, budget: float) -> int:
 
 
 def _state(root: Path) -> dict[Path, float]:
-    """Return when each file that the page is made from was changed."""
-    files = [folder / name for folder in run_folders(root) for name in (records.FILE, CONFIG, LOG)]
-    times = {}
+    """Return when each file of the page was changed, and which unfinished runs have fallen quiet."""
+    folders = list(run_folders(root))
+    files = [folder / name for folder in folders for name in (records.FILE, CONFIG, LOG)]
+    unfinished = [folder for folder in folders if not (folder / records.FILE).exists()]
+    times = {folder: float(quiet_seconds(folder) >= QUIET_SECONDS) for folder in unfinished}
     for path in files:
         with suppress(OSError):  # it is not there, or a run has just begun anew
             times[path] = path.stat().st_mtime

@@ -90,7 +90,12 @@ def _state(folder: Path) -> tuple[str, str | None]:
     lines = [line for line in log_tail(folder).splitlines() if line.strip()]
     if any(line.startswith("Traceback") for line in lines) and re.match(r"[\w.]+(:|$)", lines[-1]):
         return "failed", lines[-1]
-    quiet = time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
+    quiet = quiet_seconds(folder)
     if quiet < QUIET_SECONDS:
         return "running", None
     return "interrupted", f"no record, and no file has changed for {quiet / 3600:.1f} hours"
+
+
+def quiet_seconds(folder: Path) -> float:
+    """Return for how long no file of a run has changed."""
+    return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())

@@ -217,21 +217,30 @@ def _chosen(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _names(groups: Sequence[Group], alike: Sequence[str], chosen: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a name for each group: the last of the fields that it shares with others, and what differs."""
     shared = [tuple(group.runs[0][key] for key in alike) for group in groups]
-    values: dict[tuple[Any, ...], dict[str, set[str]]] = {fields: {} for fields in shared}
-    keys = {key: None for own in chosen for key in own}
+    peers: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {fields: [] for fields in shared}
     for fields, own in zip(shared, chosen, strict=True):
-        for key in keys:
-            values[fields].setdefault(key, set()).add(str(own.get(key)))
+        peers[fields].append(own)
+    telling = {fields: _telling(each) for fields, each in peers.items()}
     return [
         " ".join(
             [
                 fields[-1],
-                *(
-                    f"{key.rpartition('.')[2]}={value}"
-                    for key, value in own.items()
-                    if value is not None and len(values[fields][key]) > 1
-                ),
+                *(f"{name}={own[key]}" for key, name in telling[fields].items() if own.get(key) is not None),
             ]
         )
         for fields, own in zip(shared, chosen, strict=True)
     ]
+
+
+def _telling(chosen: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return keys by which choices differ, each with a short name; none says what an earlier one says."""
+    found: dict[str, str] = {}
+    said: list[list[str]] = []
+    keys = {key for own in chosen for key in own}
+    for key in sorted(keys, key=lambda key: (key.count("."), key)):  # what others are set by comes first
+        values = [str(own.get(key)) for own in chosen]
+        if len(set(values)) > 1 and values not in said:
+            said.append(values)
+            short = key.rpartition(".")[2]
+            found[key] = key if short in found.values() else short
+    return found

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from omegaconf import DictConfig
 
-from finepruning.pipeline.devices import GPUS
+from finepruning.pipeline.devices import GPUS, threads
 
 # what decides a suspect, beside its share of images: pipeline.suspects.SUSPECT_KEYS, and whence the data come
 SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "seed")
@@ -103,10 +103,14 @@ def _hash(parts: Any) -> str:
 
 
 def cores_needed(trainer: Mapping[str, Any]) -> int:
-    """Return how many cores a trainer's processes keep busy."""
+    """Return how many cores a trainer's processes keep busy.
+
+    Raises:
+        ValueError: If it does not say a number.
+    """
     devices = trainer["devices"]
     on_cpu = trainer["accelerator"] == "cpu" and isinstance(devices, int)
-    return int(trainer["threads"]) * (max(1, devices) if on_cpu else 1)
+    return threads(trainer) * (max(1, devices) if on_cpu else 1)
 
 
 def available_cores() -> int:

@@ -30,6 +30,7 @@ from finepruning import record as records
 from finepruning import search
 from finepruning.launcher.jobs import compose
 from finepruning.launcher.plan import available_cores
+from finepruning.pipeline.devices import threads
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -91,7 +92,7 @@ class OptunaSweeper(Sweeper):
 
     def _search(self, arguments: list[str]) -> None:
         options: Any = OmegaConf.to_container(self.config.sweep, resolve=True)
-        at_once = available_cores() // self.config.trainer.threads
+        at_once = available_cores() // threads(self.config.trainer)
         # of a search that asks for all its trials at once no trial learns from another
         share = max(1, min(at_once, options["trials"] // LEARNS_AFTER))
         wanted = (options["n_jobs"], self.config.hydra.launcher.get("n_jobs"), share)

@@ -15,7 +15,7 @@ from finepruning.attacks import Attack, Transfer
 from finepruning.data import ImageSet, Packed, channel_statistics, pack, split_roles
 from finepruning.pipeline.analysis import check_analysis
 from finepruning.pipeline.defenses import build_defense
-from finepruning.pipeline.devices import GPUS
+from finepruning.pipeline.devices import GPUS, threads
 from finepruning.pipeline.parts import Parts, Source, Stress, Suspect
 from finepruning.pipeline.resolvers import file_hashes
 from finepruning.pipeline.targets import build
@@ -61,6 +61,12 @@ def _check_gpus(trainer: DictConfig) -> None:
         )
 
 
+def _check_seed(seed: Any) -> None:
+    """Raise ValueError if a run's seed is none of those that NumPy takes, too."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} is no seed. Set it to a whole number from 0 to {2**32 - 1}.")
+
+
 def build_parts(config: DictConfig) -> Parts:
     """Build and check all parts of a run.
 
@@ -70,7 +76,8 @@ def build_parts(config: DictConfig) -> Parts:
     _quieten()
     check_trainer(config.trainer)
     _check_gpus(config.trainer)
-    torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(threads(config.trainer))
+    _check_seed(config.seed)
     _check_decoys(config)
     stress = _build_stress(config)
     if config.export.onnx:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,6 +17,18 @@ SHARDING = ("fsdp", "deepspeed", "model_parallel")  # strategies that no process
 def several(trainer: DictConfig) -> bool:
     """Whether a trainer may need more than one process; ``devices=auto`` may or may not."""
     return bool(trainer.devices != 1 or trainer.get("num_nodes", 1) != 1)
+
+
+def threads(trainer: Mapping[str, Any] | DictConfig) -> int:
+    """Return how many cores each of a trainer's processes keeps busy.
+
+    Raises:
+        ValueError: If that is no number of cores.
+    """
+    wanted = trainer["threads"]
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        raise ValueError(f"trainer.threads={wanted} is no number of cores. Set it to 1 or more.")
+    return wanted
 
 
 def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -> bool:

@@ -9,8 +9,19 @@ lie elsewhere. A table stands between ``<!-- table NAME: COLUMN ... -->`` and ``
 for each defense instead.
 """
 
-from finepruning.dashboard.evidence.pages import filled, pages
+from finepruning.dashboard.evidence.pages import filled, named, pages
 from finepruning.dashboard.evidence.rows import merged, read, rows_of, target_place, write
 from finepruning.dashboard.evidence.tables import matrix, table
 
-__all__ = ["filled", "matrix", "merged", "pages", "read", "rows_of", "table", "target_place", "write"]
+__all__ = [
+    "filled",
+    "matrix",
+    "merged",
+    "named",
+    "pages",
+    "read",
+    "rows_of",
+    "table",
+    "target_place",
+    "write",
+]

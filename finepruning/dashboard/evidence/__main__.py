@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from finepruning import record as records
-from finepruning.dashboard.evidence import filled, merged, pages, read, rows_of, write
+from finepruning.dashboard.evidence import filled, merged, named, pages, read, rows_of, write
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m finepruning.dashboard.evidence", description=main.__doc__
     )
-    parser.add_argument("name", nargs="?", help="an experiment: the stem of its page")
+    parser.add_argument("name", nargs="?", help="an experiment, as tables of the pages name it")
     parser.add_argument("runs", nargs="?", type=Path, help="folder of its runs; default runs/NAME")
     parser.add_argument("--add", action="store_true", help="keep the rows of runs that lie elsewhere")
     given = parser.parse_args()
@@ -28,7 +28,12 @@ def main() -> None:
                 or f"No record of a run in {folder}; experiments/{given.name}.md says how."
             )
         file = ROOT / "experiments" / "results" / f"{given.name}.csv"
+        known = {name for page in pages(ROOT) for name in named(page.read_text())}
+        if given.name not in known:
+            sys.exit(f"No page has a table of {given.name!r}. There are {', '.join(sorted(known))}.")
         rows = rows_of(found)
+        if not rows:
+            sys.exit(f"No run in {folder} has ended well: nothing is written.")
         write(merged(read(file), rows) if given.add else rows, file)
     for page in pages(ROOT):
         page.write_text(filled(page.read_text(), ROOT / "experiments" / "results"))

@@ -25,6 +25,11 @@ def filled(text: str, results: Path) -> str:
     return TABLE.sub(fill, text)
 
 
+def named(text: str) -> list[str]:
+    """Return the experiment of each table of a page."""
+    return [match[3] for match in TABLE.finditer(text)]
+
+
 def pages(root: Path) -> list[Path]:
     """Return the pages that may have tables."""
     return [root / "README.md", *sorted((root / "experiments").glob("*.md"))]
