@@ -100,7 +100,7 @@ def test_a_search_that_finds_no_trigger_is_no_all_clear(tmp_path: Path) -> None:
         said = search.audit(ByMeans(), before, LIMIT)
         assert said["verdict"] == "evidence remains"
         (reason,) = said["reasons"]
-        assert reason.startswith(f"No trigger to any class was found in the {where}, so that nothing could")
+        assert reason.startswith(f"No trigger to any class was found in the {where}, so that its inspection")
         assert "Raise defense.inspection.search.steps" in reason
 
 

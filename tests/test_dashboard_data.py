@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -211,6 +212,8 @@ def test_watching_sees_a_run_fall_quiet(
     monkeypatch.setattr(dashboard.time, "sleep", sleep)
     assert dashboard.main([str(tmp_path), "--watch"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+    shutil.rmtree(tmp_path / "killed")
+    assert reading.quiet_seconds(tmp_path / "killed") > reading.QUIET_SECONDS  # it has just been removed
 
 
 @pytest.mark.slow

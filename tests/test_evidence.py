@@ -267,10 +267,10 @@ def test_the_command_writes_rows_and_fills_pages_and_keeps_old_rows_only_if_aske
     (tmp_path / "second" / "torn" / "record.json").write_text("{")
     with pytest.raises(SystemExit, match=r"torn/record\.json is damaged"):
         written("some", str(tmp_path / "second"))
-    with pytest.raises(SystemExit, match=r"No record of a run in .*nowhere; experiments/some\.md says how"):
+    with pytest.raises(SystemExit, match=r"No record of a run in .*nowhere; some\.md says how"):
         written("some", str(tmp_path / "nowhere"))
     with pytest.raises(SystemExit, match=r"No page has a table of 'sume'\. There are some\."):
-        written("sume", str(tmp_path / "first"))
+        written("sume")
     failed = record(3, "finetune", 190, 40, name="run 3", schema=1, status="failed")
     dashboard_runs.write(tmp_path / "third", failed)
     with pytest.raises(SystemExit, match=r"No run in .*third has ended well: nothing is written"):

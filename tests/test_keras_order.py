@@ -41,6 +41,16 @@ FLATTENED: dict[str, Forward] = {
     "reshape, dropout behind it": lambda net, x: net.head(
         functional.dropout(net.norm(net.conv(x).reshape(-1, 18)), training=net.training)
     ),
+    "a gate, a pool by its size": lambda net, x: net.head(
+        net.norm(
+            functional.avg_pool2d(
+                net.conv(x) * net.conv(x).mean((2, 3)).view(-1, 2, 1, 1).sigmoid(), x.size(2) // 16
+            ).flatten(1)
+        )
+    ),
+    "weights by hand": lambda net, x: functional.linear(
+        net.norm(net.conv(x).flatten(1)), net.head.weight, net.head.bias
+    ),
     "sum of two": lambda net, x: net.head(net.norm(net.conv(x).flatten(1) + net.conv(x).relu().flatten(1))),
 }
 KEPT_LAST: dict[str, Forward] = {
@@ -49,8 +59,24 @@ KEPT_LAST: dict[str, Forward] = {
         net.norm(net.conv(x).permute((0, 2, 3, 1)).relu().reshape(-1, 18))
     ),
 }
+KEPT_LAST |= {
+    f"permuted, {what}": lambda net, x, change=change: net.head(
+        net.norm(change(net.conv(x).permute(0, 2, 3, 1)).flatten(1))
+    )
+    for what, change in (
+        ("sigmoid", torch.sigmoid),
+        ("scaled", lambda x: 2 * x),
+        ("added", lambda x: x + x.relu()),
+        ("moved there and back and there", lambda x: x.movedim(3, 1).movedim(1, 3)),
+    )
+}
 UNKNOWN: dict[str, Forward] = {
     "turned": lambda net, x: net.head(net.norm(net.conv(x).transpose(2, 3).flatten(1))),
+    "both orders": lambda net, x: net.head(
+        net.norm((net.conv(x).permute(0, 2, 3, 1) + net.conv(x).reshape(-1, 3, 3, 2)).flatten(1))
+    ),
+    "turned twice": lambda net, x: net.head(net.norm(net.conv(x).flatten(1).T.mT)),
+    "multiplied by hand": lambda net, x: net.norm(net.conv(x).flatten(1)) @ net.head.weight.T,
     "rolled": lambda net, x: net.head(net.norm(net.conv(x).flatten(1).roll(1, 1))),
     "half of each": lambda net, x: net.head(
         net.norm(torch.cat([net.conv(x).flatten(1)[:, :9], net.conv(x).flatten(1)[:, 9:]], 1))
@@ -115,7 +141,7 @@ def test_a_map_that_is_flattened_as_keras_does_keeps_the_order(how: str, tmp_pat
 def test_an_order_that_is_not_known_is_refused(how: str, tmp_path: Path) -> None:
     write(arrays(filled(UNKNOWN[how], 1), last=True), tmp_path / "net.h5")
     with pytest.raises(
-        UnreadableError, match=r"norm reads a map of channels behind .* order .* is not known"
+        UnreadableError, match=r"(norm|head) reads a map of channels behind .* order .* is not known"
     ):
         load(filled(UNKNOWN[how], 2), tmp_path / "net.h5")
 
@@ -130,6 +156,16 @@ def test_a_forward_that_branches_on_values_is_refused(tmp_path: Path) -> None:
         load(filled(branching, 2), tmp_path / "net.h5")
 
 
+def test_a_map_that_is_made_of_features_is_refused(tmp_path: Path) -> None:
+    def unfolded(net: Net, images: Tensor) -> Tensor:
+        maps = (net.norm(net.conv(images).flatten(1)) * 2).relu()
+        return net.head(net.conv(functional.linear(maps, torch.ones(256, 18)).view(-1, 1, 16, 16)).flatten(1))
+
+    write(arrays(filled(unfolded, 1), last=True), tmp_path / "net.h5")
+    with pytest.raises(UnreadableError, match=r"makes a map of channels of a layer's features"):
+        load(filled(unfolded, 2), tmp_path / "net.h5")
+
+
 def test_pooled_channels_are_features() -> None:
     network = nn.Sequential(nn.Conv2d(1, 18, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(18, 3))
     assert flattened_maps(network, SHAPE) == {}
@@ -140,9 +176,15 @@ def test_pooled_channels_are_features() -> None:
 def test_the_file_that_keras_3_writes_is_read(tmp_path: Path) -> None:
     forward = FLATTENED["function"]
     with h5py.File(tmp_path / "net.weights.h5", "w") as file:
-        for layer, named in arrays(filled(forward, 1), last=True).items():
+        for kind, (layer, named) in zip(
+            ("conv2d", "batch_normalization", "dense"),
+            arrays(filled(forward, 1), last=True).items(),
+            strict=True,
+        ):
+            group = file.create_group(f"layers/{kind}/vars")
+            group.attrs["name"] = layer
             for place, values in enumerate(named.values()):
-                file[f"layers/{layer}/vars/{place}"] = values
+                group[str(place)] = values
         file["layers/dropout/seed_generator/vars/0"] = np.zeros(2, dtype=np.uint32)
         file["optimizer/vars/0"] = np.zeros(3)
         file.create_group("vars")

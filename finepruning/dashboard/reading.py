@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,4 +99,8 @@ def _state(folder: Path) -> tuple[str, str | None]:
 
 def quiet_seconds(folder: Path) -> float:
     """Return for how long no file of a run has changed."""
-    return time.time() - max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
+    changed = 0.0
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):  # it has just been removed
+            changed = max(changed, path.stat().st_mtime)
+    return time.time() - changed

@@ -62,7 +62,7 @@ def _check_gpus(trainer: DictConfig) -> None:
 
 
 def _check_seed(seed: Any) -> None:
-    """Raise ValueError if a run's seed is none of those that NumPy takes, too."""
+    """Raise ValueError if a run's seed is no whole number that NumPy takes as one."""
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} is no seed. Set it to a whole number from 0 to {2**32 - 1}.")
 

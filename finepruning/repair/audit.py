@@ -31,7 +31,7 @@ def verdict(
     """
     reasons = list(stands_out)
     reasons += [
-        f"No trigger to any class was found in the {network}, so that nothing could be tested there. Raise "
+        f"No trigger to any class was found in the {network}, so that its inspection says nothing. Raise "
         "defense.inspection.search.steps."
         for network in blind
     ]

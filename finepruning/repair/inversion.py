@@ -39,7 +39,7 @@ class Search:
         rates: Learning rate of the optimizer for each family, above 0.
         patience: Steps without progress after which a class is settled, at least 1.
         group: Images in one pass at most; more classes than fit go in groups, with the same result. None: as
-            many as 512 images of 32x32 have pixels.
+            many pixels as 512 images of 32x32 have, but no fewer than one class's images.
         precision: ``"bf16-mixed"`` computes passes in bfloat16; anything else in float32.
         seed: Of the images' order and of the first triggers.
 

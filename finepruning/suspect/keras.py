@@ -55,7 +55,7 @@ def read_keras(path: Path, largest: int) -> Arrays:
                     "another model."
                 )
             for name, array in found:
-                layer, leaf = _place(name)
+                layer, leaf = _place(name, array)
                 layers.setdefault(layer, {})[leaf] = torch.from_numpy(np.asarray(array[()], dtype=np.float32))
     except UnreadableError:
         raise
@@ -67,27 +67,42 @@ def read_keras(path: Path, largest: int) -> Arrays:
         raise UnreadableError(
             f"{path} holds no layer with weights. Save it with Keras's save_weights, as HDF5."
         )
-    return {layer: _named(arrays) for layer, arrays in layers.items()}
+    return layers
 
 
-def _place(name: str) -> tuple[str, str]:
-    """Return the layer and the array that a path names: conv/conv/kernel:0, Keras 3: layers/conv/vars/0."""
+def _place(name: str, array: h5py.Dataset) -> tuple[str, str]:
+    """Return the layer and the array of a path: conv/conv/kernel:0 or, of Keras 3, layers/conv2d/vars/0.
+
+    Keras 3 calls the layers of a list by their class there, and writes their names beside the arrays.
+    """
     *groups, leaf = name.split("/")
-    if groups[-1] == "vars":
-        return "/".join(group for group in groups[:-1] if group not in CONTAINERS), leaf
-    return groups[0], leaf.split(":")[0]
+    if groups[-1] != "vars":
+        return groups[0], leaf.split(":")[0]
+    layer = [group for group in groups[:-1] if group not in CONTAINERS]
+    if len(layer) < len(groups) - 1 and (own := _own_name(array.parent)):
+        layer[-1:] = [own]
+    return "/".join(layer), leaf
 
 
-def _named(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a layer's arrays by name where Keras 3 numbers them; of an unknown kind as they are."""
-    places = [str(place) for place in range(len(arrays))]
-    if set(places) != set(arrays):
-        return arrays
-    norm = NORM if len(arrays) == len(NORM) else NORM[2:]
-    names = ("kernel", "bias") if arrays["0"].ndim > 1 else norm
-    if len(arrays) > len(names):  # a norm without one of gamma and beta: which, it does not say
-        return arrays
-    return {name: arrays[place] for name, place in zip(names, places, strict=False)}
+def _own_name(group: h5py.Group) -> str | None:
+    """Return the name that a group has as an attribute."""
+    if "name" not in group.attrs:
+        return None
+    about = group.attrs.get_id("name")
+    if about.shape != () or h5py.check_string_dtype(about.dtype) is None:
+        return None
+    name = group.attrs["name"]
+    return name if isinstance(name, str) else None
+
+
+def _named(layer: nn.Module, given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a layer's arrays by name where Keras 3 numbers them."""
+    norm = NORM if len(given) == len(NORM) else NORM[2:]
+    names = norm if isinstance(layer, NORMS) else ("kernel", "bias")
+    places = [str(place) for place in range(len(given))]
+    if set(given) != set(places) or len(given) > len(names):  # of gamma and beta one alone: which?
+        return given
+    return {name: given[place] for name, place in zip(names, places, strict=False)}
 
 
 def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
@@ -187,6 +202,7 @@ def _convert(
     name: str, layer: nn.Module, given: Mapping[str, Tensor], flattened: tuple[int, ...] | None
 ) -> dict[str, Tensor]:
     """Return a layer's weights in PyTorch's order."""
+    given = _named(layer, given)
     if isinstance(layer, nn.Conv2d) and given.keys() <= {"kernel", "bias"} and _ndim(given, "kernel", 4):
         return _renamed(given, {"kernel": "weight", "bias": "bias"}) | {
             "weight": given["kernel"].permute(3, 2, 0, 1)

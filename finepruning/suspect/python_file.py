@@ -102,22 +102,23 @@ def _call(path: Path, call: str, options: dict[str, Any]) -> nn.Module:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses, among others, look there for their own module
     try:
-        spec.loader.exec_module(module)
-        model = getattr(module, call)(**options)
+        try:
+            spec.loader.exec_module(module)
+            model = getattr(module, call)(**options)
+        except BaseException:
+            del sys.modules[spec.name]
+            raise
     except SystemExit as error:  # as argparse raises, which reads the arguments of this command
-        del sys.modules[spec.name]
         raise ValueError(
             f"{path} ends the program when it is read. Put what it does as a script under "
             "if __name__ == '__main__', or only the network into a file of its own."
         ) from error
     except ModuleNotFoundError as error:
-        del sys.modules[spec.name]
         raise ValueError(
             f"{path} imports {error.name}, which is not installed here. A file beside it is not found: "
             "model.file has to stand alone, so put what it needs into it, or install that."
         ) from error
     except Exception as error:  # whatever the user's file raises
-        del sys.modules[spec.name]
         raise ValueError(
             f"{path} does not give a network by {call} ({type(error).__name__}: {error}). Change model.file, "
             "model.call or model.options."

@@ -20,17 +20,17 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep the rows of runs that lie elsewhere")
     given = parser.parse_args()
     if given.name:
+        of_names = {name: page for page in pages(ROOT) for name in named(page.read_text())}
+        if given.name not in of_names:
+            sys.exit(f"No page has a table of {given.name!r}. There are {', '.join(sorted(of_names))}.")
         folder = given.runs or Path("runs") / given.name
         found, problems = records.read_all([folder])
         if problems or not found:
             sys.exit(
                 "\n".join(problems)
-                or f"No record of a run in {folder}; experiments/{given.name}.md says how."
+                or f"No record of a run in {folder}; {of_names[given.name].name} says how."
             )
         file = ROOT / "experiments" / "results" / f"{given.name}.csv"
-        known = {name for page in pages(ROOT) for name in named(page.read_text())}
-        if given.name not in known:
-            sys.exit(f"No page has a table of {given.name!r}. There are {', '.join(sorted(known))}.")
         rows = rows_of(found)
         if not rows:
             sys.exit(f"No run in {folder} has ended well: nothing is written.")
