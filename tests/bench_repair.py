@@ -85,7 +85,7 @@ def _inspect_seconds() -> float:
     return time.perf_counter() - start
 
 
-def _rung_seconds() -> float:
+def _tuning_seconds() -> float:
     """One tuning of a rung, of which there are as many as folds."""
     images, labels = _images(TUNING)
     held = ImageSet.whole((255 * images).to(torch.uint8), labels, Pixels())
@@ -140,5 +140,5 @@ FIGURES: dict[str, Callable[[], float]] = {
     "repair.inspect.signs_s": _inspect_seconds,
     "repair.inspect.memory_2048_over_256": _memory_of_many_over_few,
     "repair.unlearn.over_finetune": _unlearn_over_finetune,
-    "repair.unlearn.tuning_s": _rung_seconds,
+    "repair.unlearn.tuning_s": _tuning_seconds,
 }

@@ -35,7 +35,7 @@ ELEMENTWISE = ("mul", "sub", "truediv", "div", "sigmoid", "softplus", "hardsigmo
 # for an order that is not known from that node on.
 FEATURES, FIRST, LAST = "features, or a map as Keras flattens it", "channels first", "channels last"
 Layout = str | tuple[int, ...] | fx.Node
-TURNED: dict[tuple[str, tuple[int, ...]], str] = {
+TURNED: dict[tuple[str, tuple[int, ...] | None], str] = {
     (FIRST, (0, 2, 3, 1)): LAST,
     (LAST, (0, 3, 1, 2)): FIRST,
 }
@@ -143,10 +143,13 @@ def _word(network: nn.Module, node: fx.Node) -> str:
     return str(getattr(called, "__name__", called)).rpartition(".")[2].lower()
 
 
-def _permutation(node: fx.Node, word: str) -> tuple[int, ...]:
-    """Return where each dimension of what a node permutes comes from."""
+def _permutation(node: fx.Node, word: str) -> tuple[int, ...] | None:
+    """Return where each dimension of what a node permutes comes from; None where it does not say."""
     sizes = (2, 3, 5, 7)
-    turned = getattr(torch.empty(sizes), word)(*node.args[1:], **node.kwargs)
+    try:
+        turned = getattr(torch.empty(sizes), word)(*node.args[1:], **node.kwargs)
+    except TypeError:  # dimensions that are computed, or given by name
+        return None
     return tuple(map(sizes.index, turned.shape))
 
 
