@@ -37,7 +37,7 @@ REFUSED = {
     "defense.tuning.radii=[3,1]": r"radii=\[3, 1\] are not a smallest and a largest L2 norm",
     "defense.tuning.perturbations=0": r"perturbations=0 is an empty pool",
     "defense.tuning.perturbations=5": r"5 perturbations cannot have 7 goals\. Raise defense\.tuning\.pert",
-    "defense.inspection.search.images=600": r"images=600 do not fit into passes of group=512\. Lower",
+    "defense.inspection.search.group=1": r"images=\d do not fit into passes of group=1\. Lower",
     "defense.inspection.search.steps=0": r"steps=0 leaves nothing to search with",
     "defense.inspection.search.steps=abc": r"steps=abc leaves nothing to search with",
     "defense.inspection.search.success=1": r"success=1 is outside \(0, 1\)",
