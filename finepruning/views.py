@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,11 @@ class Watch:
         for handle in self._handles:
             handle.remove()
 
-    def activations(self, pruned: Container[tuple[str, int]]) -> list[dict[str, Any]]:
+    def activations(self, pruned: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
         """Return each channel's mean output on clean and on triggered images; empty without the latter.
 
         Args:
-            pruned: Layer and number of the channels that the defense took.
+            pruned: Each layer's channels that the defense took.
         """
         if not self._seen[1]:
             return []
@@ -68,7 +68,7 @@ class Watch:
                 values = {
                     "clean": _rounded(clean),
                     "triggered": _rounded(triggered),
-                    "pruned": (layer, number) in pruned,
+                    "pruned": number in pruned.get(layer, ()),
                 }
                 rows.append({"layer": layer, "number": number, **values})
         return rows
@@ -113,7 +113,7 @@ def watched_layers(network: nn.Module, pruned: Sequence[str]) -> list[str]:
 
 def to_record(
     watches: Mapping[str, Watch],
-    steps: Sequence[Mapping[str, Any]],
+    pruned: Mapping[str, Sequence[int]],
     network: nn.Module,
     test: ImageSet,
     attack: Triggering | None,
@@ -123,13 +123,12 @@ def to_record(
 
     Args:
         watches: Of the suspect and, after a defense, of the defended network.
-        steps: The record's pruning steps.
+        pruned: Each layer's channels that the defense took.
         network: The suspect.
         test: The clean test images.
         attack: The attack, or None.
         place: The run's folder.
     """
-    pruned = {(step["layer"], step["number"]) for step in steps if step["pruned"]}
     kept: dict[str, Any] = {
         "activations": watches["suspect"].activations(pruned),
         "views": write_pictures(network, test, attack, place),

@@ -71,6 +71,7 @@ def make(
         "attack": {"target_label": 0, "poison_rate": 0.1, "seed": seed, "trigger": {"size": 3}},
         "defense": None if defense == "none" else {"max_drop": 0.04, "order_seed": seed, "layers": ["pool3"]},
         "analysis": {},
+        "trainer": {"threads": 1},
         "seed": seed,
         "runs_dir": "runs",
         "name": name,

@@ -232,7 +232,7 @@ def test_details_show_what_was_found_what_was_tried_and_what_came_back(opened: O
     page = opened.page
     page.click("[data-view=runs]")
     row = page.locator("#table tr", has=page.get_by_role("button", name="repaired", exact=True))
-    assert row.locator(".badge").all_inner_texts() == ["audit passed", "stress"]
+    assert row.locator(".badge").all_inner_texts() == ["no evidence", "stress"]
     page.get_by_role("button", name="repaired", exact=True).click()
     inspection = page.locator("dialog .inspection")
     assert "something stands out" in inspection.inner_text()

@@ -114,12 +114,15 @@ def test_what_latex_would_read_as_a_command_is_escaped() -> None:
 
 
 def test_the_best_defense_is_bold_and_oracles_and_dead_attacks_are_not_ranked() -> None:
+    dear = {"suspect": scores(0.95, 1.0), "defended": scores(0.9, 0.0)}
+    free = {"suspect": scores(0.95, 1.0), "defended": scores(0.941, 0.1)}
     runs = [
         record(1, "none", 1.0),
-        record(1, "weak", 0.5),
-        record(1, "good", 0.1),
-        record(1, "oracle", 0.0, oracle=True),
-        record(1, "lucky", 0.0, dead=True),
+        record(1, "weak", scores=free | {"defended": scores(0.95, 0.5)}),
+        record(1, "good", scores=free),
+        record(1, "dear", scores=dear),
+        record(1, "oracle", scores=free, oracle=True),
+        record(1, "lucky", scores=free, dead=True),
     ]
     table = rows(runs)
     assert [table[place].defense for place in winners(table)] == ["good"]
@@ -150,6 +153,7 @@ def test_networks_and_attacks_that_differ_do_not_compete() -> None:
     def run(defense: str, width: int, rate: float, success: float) -> dict[str, Any]:
         made = record(1, defense, success)
         made["config"] |= {"model": {"width": width}, "attack": {"poison_rate": rate}}
+        made["scores"]["defended"]["clean_accuracy"] = 0.945
         return made
 
     table = rows(

@@ -1,5 +1,6 @@
 """Means and intervals over seeds, and what the dashboard says of them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from scipy import stats
 
 from finepruning.dashboard.seeds import t_quantile
 from finepruning.dashboard.verdict import estimate, summary
-from tests.dashboard_runs import data_of, inspected, make, repaired, scores
+from tests.dashboard_runs import data_of, inspected, make, repaired, scores, write
 
 
 def verdict_of(root: Path, *found: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +78,32 @@ def test_a_groups_mean_is_that_of_its_runs(tmp_path: Path) -> None:
 
 def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
     (group,) = data_of(tmp_path, make(seed=1), make(seed=1, name="again"), make(seed=2))["groups"]
+    assert group["seeds"] == 2
+
+
+def test_of_a_seed_that_was_run_twice_the_newer_run_counts(tmp_path: Path) -> None:
+    old, new = make(name="b", **ended(0.98, 0.6)), make(name="a", **ended(0.98, 0.01))
+    os.utime(write(tmp_path, old) / "record.json", (0, 0))
+    (group,) = data_of(tmp_path, new)["groups"]
+    assert group["success_after"].mean == 0.01
+
+
+def test_values_of_one_word_keep_their_whole_keys_and_idle_tuners_tell_nothing(tmp_path: Path) -> None:
+    def tuned(rate: float, other: float) -> dict[str, Any]:
+        tuners = {"nad": {"learning_rate": other}, "finetune": {"learning_rate": 2 * rate}}
+        changes = {"ladder": [{"tuner": "finetune"}], "tuners": tuners, "tuning": {"learning_rate": rate}}
+        return make(name=f"{rate} {other}", **{f"defense.{key}": value for key, value in changes.items()})
+
+    data = data_of(tmp_path, tuned(0.02, 0.1), tuned(0.01, 0.3))
+    assert {group["defense_label"] for group in data["groups"]} == {
+        "fineprune, learning_rate 0.02, defense.tuners.finetune.learning_rate 0.04",
+        "fineprune, learning_rate 0.01, defense.tuners.finetune.learning_rate 0.02",
+    }
+
+
+def test_how_fast_a_run_was_splits_no_seeds(tmp_path: Path) -> None:
+    found = [make(seed=seed, **{"trainer.threads": seed}) for seed in (1, 2)]
+    (group,) = data_of(tmp_path, *found)["groups"]
     assert group["seeds"] == 2
 
 
@@ -165,6 +192,24 @@ def test_a_rival_whose_interval_overlaps_is_named(tmp_path: Path) -> None:
     near = make(defense="finetune", **ended(0.985, 0.035))
     verdict = verdict_of(tmp_path, near, make(**ended(0.985, 0.03)))
     assert "Not told apart from finetune: the intervals overlap." in verdict["doubts"]
+
+
+def test_a_mean_is_doubted_where_a_seed_or_the_interval_passes_its_limit(tmp_path: Path) -> None:
+    bad = [make(seed=seed, **ended(0.99, left)) for seed, left in ((1, 0.002), (2, 0.002), (3, 0.13))]
+    doubts = verdict_of(tmp_path / "bad", *bad)["doubts"]
+    assert any(doubt.startswith("Up to 22.8 % may be left") for doubt in doubts), doubts
+    dear = [make(seed=seed, **ended(clean, 0.0)) for seed, clean in ((1, 0.99), (2, 0.99), (3, 0.97))]
+    doubts = verdict_of(tmp_path / "dear", *dear)["doubts"]
+    assert any(doubt.startswith("It may cost up to 3.5 points") for doubt in doubts), doubts
+    same = [make(seed=seed, **ended(0.989, 0.0)) for seed in (1, 2, 3)]
+    doubts = verdict_of(tmp_path / "same", *same)["doubts"]
+    assert not any("up to" in doubt.lower() for doubt in doubts), doubts
+
+
+def test_rivals_on_other_seeds_are_named(tmp_path: Path) -> None:
+    found = [make(defense="fineprune", seed=seed, **ended(0.985, 0.3)) for seed in (1, 2, 3)]
+    found += [make(defense="finetune", seed=seed, **ended(0.985, 0.01)) for seed in (1, 2)]
+    assert "Not on the same seeds: fineprune." in verdict_of(tmp_path, *found)["doubts"]
 
 
 def test_a_rival_far_away_is_not_named(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_activations_are_those_of_the_defenders_own_ranking() -> None:
     network, test = small_network().eval(), some_images()
     with Watch(network, ["1"], test.labels) as watch:
         score(network, test, attack())
-    rows = watch.activations({("1", 2)})
+    rows = watch.activations({"1": [2]})
     for kind, images in (("clean", test), ("triggered", attack().stamp(test))):
         expected = mean_activations(network, ["1"], images_of(images))["1"]
         assert [row[kind] for row in rows] == pytest.approx(expected.tolist(), rel=1e-5)

@@ -20,6 +20,7 @@ from finepruning.dashboard.reading import (
     quiet_seconds,
     run_folders,
 )
+from finepruning.dashboard.verdict import BUDGET
 
 FILE = "dashboard.html"
 WATCH_SECONDS = 3.0  # between looks at the files
@@ -128,9 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget",
         type=float,
-        default=0.01,
+        default=BUDGET,
         metavar="SHARE",
-        help="clean accuracy that a defense may cost: 0.01",
+        help=f"clean accuracy that a defense may cost: {BUDGET}",
     )
     return parser
 

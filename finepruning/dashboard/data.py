@@ -2,9 +2,11 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+from finepruning.dashboard.names import label
 from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.reading import UNKNOWN, Run, Skipped
 from finepruning.dashboard.rows import Row, Table, run_row
@@ -37,7 +39,7 @@ def page_data(
     common = _common([row["config"] for row in rows])
     for row in rows:
         row["config"] = {key: value for key, value in row["config"].items() if key not in common}
-        del row["chosen"], row["seeds"]
+        del row["chosen"], row["seeds"], row["changed"]
     return {
         "budget": budget,
         "runs": rows,
@@ -66,10 +68,13 @@ def _group(rows: Sequence[Row]) -> list[Row]:
         setting = settings.place(about | {"chosen": of_setting})
         row["group"] = groups.place({"setting": setting, "defense": row["defense"], "chosen": of_defense})
         members[row["group"]].append(row)
-    _label(settings.values, ("dataset", "attack"), "attack", "attack_label")
-    _label(groups.values, ("defense",), "defense", "defense_label")
+    label(settings.values, ("dataset", "attack"), "attack", "attack_label")
+    label(groups.values, ("defense",), "defense", "defense_label")
     found = [
-        about | settings.values[about["setting"]] | summary(members[place]) | {"id": place, "chosen": None}
+        about
+        | settings.values[about["setting"]]
+        | summary(sorted(members[place], key=itemgetter("changed")))
+        | {"id": place, "chosen": None}
         for place, about in enumerate(groups.values)
     ]
     for row in rows:
@@ -127,46 +132,3 @@ def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in first.items()
         if all(key in other and other[key] == value for other in others)
     }
-
-
-def _in_short(value: Any) -> str:
-    """Return a value as a label has it: ``weight 0.05; tuner ft_sam`` for the rungs of a ladder."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_short(part)}" for key, part in value.items())
-    if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        ends = value if len(value) < 3 else [value[0], "...", value[-1]]
-        return "; ".join(_in_short(part) for part in ends)
-    return str(value)[:24]
-
-
-def _label(items: Sequence[Row], same: Iterable[str], name: str, label: str) -> None:
-    """Name each item so that it differs from its like: ``prune`` becomes ``prune, max_drop 0.02``.
-
-    Args:
-        items: With their ``chosen`` values; the label is added to each.
-        same: Keys that must agree for two items to be alike.
-        name: Key of the name that is extended.
-        label: Key of the label.
-    """
-    alike = defaultdict(list)
-    for item in items:
-        alike[tuple(item[key] for key in same)].append(item)
-    for found in alike.values():
-        common = _common([item["chosen"] for item in found])
-        named: dict[str, list[Any]] = defaultdict(list)
-        for item in found:
-            own = {
-                key.rsplit(".", 1)[-1]: value
-                for key, value in item["chosen"].items()
-                if key not in common and value is not None and not key.endswith("_target_")
-            }
-            models = {other.get("model") for other in found}
-            if len(models) > 1:
-                own = {"model": item["model"]} | own
-            text = ", ".join(
-                [item[name], *(f"{key} {_in_short(value)}" for key, value in list(own.items())[:3])]
-            )
-            if item["chosen"] not in named[text]:
-                named[text].append(item["chosen"])
-            number_of = named[text].index(item["chosen"])
-            item[label] = f"{text} ({number_of + 1})" if number_of else text

@@ -185,7 +185,7 @@ def _alarm(run: Record) -> list[str]:
     return [
         "alarm" if run["inspection"]["verdict"] == STANDS_OUT else "",
         *("-" if share is None else f"{share:.2f}" for share in shares),
-        "" if evidence is None else "evidence" if evidence else "passed",
+        "" if evidence is None else "evidence" if evidence else "no evidence",
         "-" if kept is None else str(kept + 1),
         f"{100 * run['scores']['defended']['clean_accuracy']:.2f}",
         f"{price(run):.2f}",

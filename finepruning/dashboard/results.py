@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finepruning.dashboard.plain import flat
+from finepruning.dashboard.names import telling
 from finepruning.dashboard.seeds import (
     Group,
     Spread,
@@ -17,6 +17,7 @@ from finepruning.dashboard.seeds import (
     setting,
     spread,
 )
+from finepruning.dashboard.verdict import BUDGET, points
 
 LATEX = str.maketrans(  # signs that mean something else there
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
@@ -29,9 +30,9 @@ NUMBERS = [f"{title} ({when})" for title in TITLES for when in ("before", "after
 HEADER = ("dataset", "attack", "defense", "seeds", *NUMBERS, "note")
 CAPTION = (
     "Percent of test images, mean and 95 % t-interval over the seeds, before and after the defense. Bold: "
-    "the highest robust accuracy among defenses that may be compared. Dead attacks (success under 50 %) and "
-    "oracles (which use what no defender has) are not ranked; seeds with a dead attack are not averaged with "
-    "others."
+    f"the lowest attack success for at most {points(BUDGET)} of clean accuracy. Dead attacks (success under "
+    "50 %) and oracles (which use what no defender has) are not ranked; seeds with a dead attack are not "
+    "averaged with others."
 )
 
 
@@ -80,16 +81,17 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def winners(table: Sequence[Row]) -> set[int]:
-    """Return the places of the rows with the highest robust accuracy of their attack on their network.
+    """Return the places of the rows that leave least attack success within the budget, as the page has it.
 
     Neither dead attacks nor oracles, nor runs without a defense, take part.
     """
     best: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for place, row in enumerate(table):
-        robust = row.group.score("defended", "robust_accuracy")
-        if robust is not None and row.group.ranked and row.group.runs[0]["defense"] != "none":
-            best.setdefault((row.dataset, row.attack), []).append((robust.mean, place))
-    return {place for found in best.values() for mean, place in found if mean == max(found)[0]}
+        left, price = row.group.score("defended", "attack_success_rate"), row.group.drop("clean_accuracy")
+        affordable = price is not None and price.mean <= BUDGET + 1e-9
+        if left and affordable and row.group.ranked and row.group.runs[0]["defense"] != "none":
+            best.setdefault((row.dataset, row.attack), []).append((left.mean, place))
+    return {place for found in best.values() for mean, place in found if mean == min(found)[0]}
 
 
 def results_csv(table: Sequence[Row]) -> str:
@@ -183,7 +185,7 @@ def _cells(row: Row, pattern: str, best: str) -> list[str]:
         for name in SCORES
         for network in ("suspect", "defended")
     ]
-    return [*names, *numbers[:-1], best.format(numbers[-1]), "; ".join(row.notes)]
+    return [*names, *numbers[:3], best.format(numbers[3]), *numbers[4:], "; ".join(row.notes)]
 
 
 def _split(cells: list[str]) -> tuple[list[str], list[str], str]:
@@ -209,7 +211,7 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
 def _chosen(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what was chosen of all but the defense, and of the defense."""
     choices, config = json.loads(setting(run))
-    chosen = {"model": choices["model"]} | flat(config)
+    chosen = {"model": choices["model"]} | config
     of_defense = {key: value for key, value in chosen.items() if key.split(".")[0] == "defense"}
     return {key: value for key, value in chosen.items() if key not in of_defense}, of_defense
 
@@ -220,27 +222,13 @@ def _names(groups: Sequence[Group], alike: Sequence[str], chosen: Sequence[Mappi
     peers: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {fields: [] for fields in shared}
     for fields, own in zip(shared, chosen, strict=True):
         peers[fields].append(own)
-    telling = {fields: _telling(each) for fields, each in peers.items()}
+    keys = {fields: telling(each) for fields, each in peers.items()}
     return [
         " ".join(
             [
                 fields[-1],
-                *(f"{name}={own[key]}" for key, name in telling[fields].items() if own.get(key) is not None),
+                *(f"{name}={own[key]}" for key, name in keys[fields].items() if own.get(key) is not None),
             ]
         )
         for fields, own in zip(shared, chosen, strict=True)
     ]
-
-
-def _telling(chosen: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return keys by which choices differ, each with a short name; none says what an earlier one says."""
-    found: dict[str, str] = {}
-    said: list[list[str]] = []
-    keys = {key for own in chosen for key in own}
-    for key in sorted(keys, key=lambda key: (key.count("."), key)):  # what others are set by comes first
-        values = [str(own.get(key)) for own in chosen]
-        if len(set(values)) > 1 and values not in said:
-            said.append(values)
-            short = key.rpartition(".")[2]
-            found[key] = key if short in found.values() else short
-    return found

@@ -10,7 +10,8 @@ from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.plain import flat, number, plain, text
 from finepruning.dashboard.reading import Run, log_tail
 from finepruning.dashboard.repairs import repair_row
-from finepruning.dashboard.seeds import PLACES
+from finepruning.dashboard.seeds import chosen
+from finepruning.record import FILE, changed, channels_pruned
 
 Row = dict[str, Any]
 
@@ -40,8 +41,8 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     """Return one run; raise what Python raises where a field is missing or of a wrong kind."""
     record = run.record
     config = flat(record["config"])
-    chosen = {key: value for key, value in config.items() if key.split(".")[0] not in PLACES}
-    seeds = {key: value for key, value in chosen.items() if key.rsplit(".")[-1].endswith("seed")}
+    telling = chosen(record["config"])
+    seeds = {key: value for key, value in telling.items() if key.rsplit(".")[-1].endswith("seed")}
     finished = record["status"] == "finished"
     scores = record["scores"] if finished else {}
     both = [scores.get(network, {}) for network in ("suspect", "defended")]
@@ -51,6 +52,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
         "folder": run.folder.name,
         "seed": plain(record["seed"]),
         "seeds": json.dumps([record["seed"], seeds], sort_keys=True),
+        "changed": changed(run.folder / FILE)[0],
         "error": str(record["error"]) if record.get("error") else None,
         "dead": bool(record.get("dead")),
         "oracle": bool(record.get("oracle")),
@@ -68,7 +70,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
             for network in ("source", "goodnet")
             if network in scores
         },
-        "pruned": [sum(bool(step["pruned"]) for step in steps), len(steps) - 1] if steps else None,
+        "pruned": _pruned(record),
         "curve": tables["curves"].place(_curve(steps)),
         "command": str(record.get("command") or ""),
         "commit": str(record.get("commit") or ""),
@@ -85,7 +87,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
         },
         "log": log_tail(run.folder),
         "config": config,
-        "chosen": {key: value for key, value in chosen.items() if key not in seeds},
+        "chosen": {key: value for key, value in telling.items() if key not in seeds},
     }
     if finished and None in found["clean"]:
         raise ValueError("a finished run without clean accuracy")
@@ -97,6 +99,13 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     setting = str((record.get("stages") or {}).get("suspect") or run.folder)
     shown = {kind: pictures.place(run.folder, views.get(kind), setting) for kind in ("examples", "filters")}
     return found | shown | repair_row(run, pictures)
+
+
+def _pruned(record: Mapping[str, Any]) -> list[int] | None:
+    """Return how many channels went and, after a curve, of how many; None without pruning."""
+    steps = record.get("pruning") or []
+    gone = channels_pruned({"pruning": steps, "pruned": record.get("pruned") or {}})
+    return None if gone is None else [gone, *([len(steps) - 1] if steps else [])]
 
 
 def _interval(scores: Mapping[str, Any], name: str) -> list[float | None] | None:

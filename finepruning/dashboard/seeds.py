@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finepruning.dashboard.plain import flat
+
 Record = Mapping[str, Any]
 
 PLACES = (  # change neither suspect nor defended network, nor their scores
     *("name", "group", "runs_dir", "store_dir", "data_dir", "overwrite", "logger", "views"),
     *("stress", "export", "analysis", "detector"),
 )
+SPEED = ("trainer.threads", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy")
 PAPERS = ("none", "prune", "finetune", "fineprune")  # Fine-Pruning's columns
 
 
@@ -133,10 +136,25 @@ def group_by_seed(records: Sequence[Record]) -> list[Group]:
 
 
 def setting(record: Record) -> str:
-    """Return what a run's group has in common: its choices and its configuration without seeds and places."""
-    config = {key: value for key, value in record["config"].items() if key not in PLACES}
+    """Return what a run's group has in common: its choices, and what it chose without seeds."""
     choices = {key: record[key] for key in ("dataset", "model", "attack", "defense")}
-    return json.dumps([choices, _without_seeds(config)], sort_keys=True)
+    return json.dumps([choices, _without_seeds(chosen(record["config"]))], sort_keys=True)
+
+
+def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration makes its networks, seeds among it, by dotted keys.
+
+    Left out are places, speed, and the options of tuners that no rung of a ladder names.
+    """
+    defense = config.get("defense") or {}
+    named = {rung.get("tuner") for rung in defense.get("ladder") or ()}
+
+    def counts(key: str) -> bool:
+        parts = key.split(".")
+        idle = parts[:2] == ["defense", "tuners"] and parts[2] not in named
+        return parts[0] not in PLACES and key not in SPEED and not idle
+
+    return {key: value for key, value in flat(config).items() if counts(key)}
 
 
 def _is_seed(key: Any) -> bool:

@@ -11,6 +11,7 @@ from finepruning.dashboard.seeds import spread
 Row = Mapping[str, Any]
 
 CLEANED = 0.05  # attack success that counts as a removed backdoor
+BUDGET = 0.01  # loss of clean accuracy that a defense may cost where none is named
 
 
 class Estimate(NamedTuple):
@@ -49,7 +50,7 @@ def estimate(
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """Return a group over seeds: its estimates and how many of its runs they rest on.
 
-    Dead attacks and runs without scores are counted, never averaged. A seed that was run twice counts once.
+    Dead attacks and runs without scores are counted, never averaged. Of runs with one seed the last counts.
     """
     finished = list({row["seeds"]: row for row in rows if row["status"] == "finished"}.values())
     alive = [row for row in finished if not row["dead"]]
@@ -65,6 +66,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         **scores,
         "price": estimate(prices) if prices else None,
         "seeds": len(shown),
+        "which": sorted(row["seeds"] for row in shown),
         "dead": bool(finished) and not alive,
         "dead_seeds": len(finished) - len(alive),
         "oracle": any(row["oracle"] for row in rows),
@@ -128,7 +130,7 @@ def verdict(groups: Sequence[Row], budget: float) -> dict[str, Any]:
     if state == "survives" and _left(lowest) < _left(best):
         other = f"{lowest['defense_label']} leaves {_percent(_left(lowest))}, but {_cost(lowest)}"
         sentence = f"{sentence[:-1]}; {other}."
-    return _verdict(state, headline, sentence, best, _doubts(best, affordable or ranked, groups))
+    return _verdict(state, headline, sentence, best, _doubts(best, affordable or ranked, groups, budget))
 
 
 def _looked_at(groups: Sequence[Row]) -> str:
@@ -177,17 +179,27 @@ def _why_unranked(tried: Sequence[Row]) -> str:
     return "No defense has finished."
 
 
-def _doubts(best: Row, rivals: Sequence[Row], groups: Sequence[Row]) -> list[str]:
+def _doubts(best: Row, rivals: Sequence[Row], groups: Sequence[Row], budget: float) -> list[str]:
     """Return what a reader should hold against a verdict."""
+    left, price = best["success_after"], best["price"]
+    worst, dearest = max(left.high, left.most), max(price.high, price.most)
     close = [
         rival["defense_label"]
         for rival in rivals
         if rival is not best and rival["success_after"].low <= best["success_after"].high
     ]
+    elsewhere = [rival["defense_label"] for rival in rivals if rival["which"] != best["which"]]
     missing = sum(group["missing"] for group in groups)
     doubts = {
         "One seed only: the interval is over images, not over trainings.": best["seeds"] == 1,
+        f"Up to {_percent(worst)} may be left: the interval or the worst seed.": _left(best)
+        <= CLEANED
+        < worst,
+        f"It may cost up to {points(dearest)}: the interval or the worst seed.": (
+            price.mean <= budget + 1e-9 < dearest
+        ),
         f"Not told apart from {_listed(close)}: the intervals overlap.": close,
+        f"Not on the same seeds: {_listed(elsewhere)}.": elsewhere,
         f"{best['dead_seeds']} dead of {best['seeds'] + best['dead_seeds']} seeds left out.": best[
             "dead_seeds"
         ],

@@ -88,7 +88,7 @@ class Run:
             found |= write_report(self.place, self.config.name, parts.packed.classes, stages)
         if self.config.views:
             found |= to_record(
-                watches, found["pruning"], network, parts.test, parts.scored_attack, self.place
+                watches, found.get("pruned", {}), network, parts.test, parts.scored_attack, self.place
             )
         seconds = {name: stage.about["seconds"] for name, stage in stages.items()}
         seconds["referee"] = time.perf_counter() - start

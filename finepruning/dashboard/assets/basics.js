@@ -15,10 +15,9 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
-const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1));
+const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1).replace(/^-(0\.0)$/, "$1"));
 const interval = (low, high) => `[${percent(low)}, ${percent(high)}]`;
-const points = (value) =>
-  value == null ? "–" : (value > 0 ? "−" : value < 0 ? "+" : "") + percent(Math.abs(value));
+const points = (value) => percent(value).replace("-", "−");
 const unique = (values) => [...new Set(values)];
 const shown = (value) =>
   value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
@@ -39,10 +38,12 @@ const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&
 
 // Okabe and Ito's colours, safe for colour-blind people.
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"];
-const DASHES = ["solid", "dot", "dashdot", "longdash"];
+const DASHES = ["solid", "dot", "dashdot", "longdash"]; // of the seven next, where the colours are used up
 const DEFENSES = unique(data.groups.map((group) => group.defense)).filter((name) => name !== "none");
 const defenseColour = (name) =>
   name === "none" ? "#888888" : COLOURS[DEFENSES.indexOf(name) % COLOURS.length];
+const defenseDash = (name) =>
+  DASHES[Math.max(0, Math.floor(DEFENSES.indexOf(name) / COLOURS.length)) % DASHES.length];
 
 /** Resolve a custom property of the style sheet, in the light or dark scheme that holds now. */
 function colour(name) {
@@ -103,8 +104,8 @@ function badges(item) {
       badge("dead", `${item.dead_seeds} dead`, "dead seeds are not averaged"),
     item.audit &&
       badge(
-        item.audit.evidence ? "oracle" : "running",
-        item.audit.evidence ? "evidence remains" : "audit passed",
+        item.audit.evidence ? "oracle" : "",
+        item.audit.evidence ? "evidence remains" : "no evidence",
         `audit: ${item.audit.verdict}`,
       ),
     item.stress && badge("stress", "stress", "tested with triggered images after the repair, by the referee"),

@@ -86,7 +86,7 @@ function drawArrows(runs) {
       y: both("clean_before", "clean_after"),
       error_x: bars("success_after"),
       error_y: bars("clean_after"),
-      line: { color: defenseColour(defense), width: 1.6 },
+      line: { color: defenseColour(defense), dash: defenseDash(defense), width: 1.6 },
       opacity: 0.9,
       marker: {
         color: defenseColour(defense),

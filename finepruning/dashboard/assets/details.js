@@ -1,5 +1,6 @@
 // One run in full, and the difference of two.
 
+const SCORE_NAMES = { clean: "clean accuracy", success: "attack success", robust: "robust accuracy" };
 const whole = (run) => ({ ...data.common, ...run.config });
 const environment = (run) =>
   run.environment == null ? { versions: {}, hardware: {} } : data.environments[run.environment];
@@ -37,7 +38,6 @@ const factTable = (entries) =>
 const folded = (title, inner, open = false) => h("details", { open }, h("summary", {}, title), inner);
 
 function scoreTable(run) {
-  const names = { clean: "clean accuracy", success: "attack success", robust: "robust accuracy" };
   const cell = (name, place) => {
     const counts = run.counts[name][place];
     const ends = run.intervals[name][place];
@@ -50,7 +50,7 @@ function scoreTable(run) {
   const others = Object.entries(run.others);
   return grid(
     ["", "suspect", "defended", ...others.map(([name]) => name)],
-    Object.entries(names).map(([name, title]) => [
+    Object.entries(SCORE_NAMES).map(([name, title]) => [
       title,
       cell(name, 0),
       cell(name, 1),
@@ -90,7 +90,7 @@ function openRun(id) {
     ),
     run.error && h("p", { class: "error" }, run.error),
     run.status === "finished" && scoreTable(run),
-    run.pruned && h("p", {}, `${run.pruned[0]} of ${run.pruned[1]} channels pruned.`),
+    run.pruned && h("p", {}, `${run.pruned.join(" of ")} channels pruned.`),
     run.layers && layersPart(run.layers, whole(run)["analysis.max_drop"]),
     ...repairParts(run),
     run.command &&
@@ -121,13 +121,14 @@ function differences(a, b) {
     ...environment(run).versions,
     ...environment(run).hardware,
     commit: run.commit,
-    model: run.model,
-    status: run.status,
+    ...Object.fromEntries(["dataset", "model", "attack", "defense", "status", "dead"].map((name) => [name, run[name]])),
     ...Object.fromEntries(
-      ["clean", "success", "robust"].map((name) => [
-        `result: ${{ clean: "clean accuracy", success: "attack success", robust: "robust accuracy" }[name]}, %`,
-        percent(run[name][1]),
-      ]),
+      ["suspect", "defended"].flatMap((network, place) =>
+        Object.entries(SCORE_NAMES).map(([name, title]) => [
+          `result: ${title} of the ${network} network, %`,
+          percent(run[name][place]),
+        ]),
+      ),
     ),
     "result: channels pruned": run.pruned ? run.pruned.join(" of ") : "–",
   });

@@ -54,7 +54,7 @@ function drawNetwork(run) {
       "div",
       { class: "pair" },
       ...[
-        image(run.examples, "Test images", "clean above, triggered below."),
+        image(run.examples, "Test images", "clean, triggered, difference."),
         image(run.filters, "First layer", "its filters."),
       ].filter(Boolean),
     ),

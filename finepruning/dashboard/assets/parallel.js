@@ -11,9 +11,9 @@ function varying(runs) {
     "attack",
     "defense",
     "seed",
-    ...unique(runs.flatMap((run) => Object.keys(run.config))).filter(
-      (key) => !/(^|\.)(_target_|name|group|seed|\w+_seed|\w+_dir)$/.test(key) && !key.startsWith("logger"),
-    ),
+    ...unique(runs.flatMap((run) => Object.keys(run.config)))
+      .filter((key) => !/(^|\.)(_target_|name|group|seed|\w+_seed|\w+_dir)$|^logger|^trainer\.threads$/.test(key))
+      .sort((a, b) => b.startsWith("defense.") - a.startsWith("defense.")),
   ];
   const seen = new Set();
   return keys

@@ -13,7 +13,7 @@ const SCORE_COLUMNS = [
     "price",
     "price",
     "points",
-    (g) => g.price && [g.price[0]],
+    (g) => pair(g.price),
     (r) => (r.clean[0] == null || r.clean[1] == null ? null : [r.clean[0] - r.clean[1]]),
   ],
   [
@@ -43,7 +43,7 @@ const SCORE_COLUMNS = [
 const text = (key, title, groups, runs) => ({ key, title, groups, runs });
 const prunedShare = (runs) => {
   const found = runs.filter((run) => run.pruned);
-  return found.length ? found.map((run) => `${run.pruned[0]}/${run.pruned[1]}`) : [];
+  return found.length ? found.map((run) => run.pruned.join("/")) : [];
 };
 const members = Map.groupBy(data.runs, (run) => run.group);
 
@@ -149,7 +149,7 @@ function headCell(column) {
 function scoreCell(column, item) {
   const found = column[state.view](item);
   if (!found) return h("td", { class: "number none" }, "–");
-  if (column.key === "price") return h("td", { class: "number" }, points(found[0]));
+  const said = column.key === "price" ? points : percent;
   const level = column.key === "success_after" && ranked(item);
   return h(
     "td",
@@ -157,8 +157,10 @@ function scoreCell(column, item) {
       class: level ? "number level" : "number",
       style: level ? `--v: ${Math.max(0, Math.min(1, found[0]))}` : null,
     },
-    h("b", {}, percent(found[0])),
-    found[1] == null ? null : h("small", {}, " ", interval(found[1], found[2])),
+    h("b", {}, said(found[0])),
+    found[1] == null || (found[1] === found[2] && said === points) // one seed
+      ? null
+      : h("small", {}, " ", `[${said(found[1])}, ${said(found[2])}]`),
   );
 }
 
@@ -241,13 +243,12 @@ function drawTable(runs) {
 function tableCsv(runs) {
   const columns = COLUMNS[state.view];
   const names = columns.flatMap(({ key, score }) =>
-    score && key !== "price" ? [key, `${key}_low`, `${key}_high`] : [key],
+    score ? [key, `${key}_low`, `${key}_high`] : [key],
   );
   const lines = tableItems(runs).map((item) => [
     ...columns.flatMap((column) => {
       const found = column[state.view](item);
       if (!column.score) return [found];
-      if (column.key === "price") return [found && found[0]];
       return [0, 1, 2].map((place) => (found ? found[place] : null));
     }),
     state.view === "groups" ? "" : item.status,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruning.dashboard.seeds import attack_order, defense_order
+from finepruning.dashboard.seeds import SPEED, attack_order, defense_order
 from finepruning.record import STANDS_OUT, channels_pruned, scored_rungs
 
 SCORES = ("clean_accuracy", "attack_success_rate")
@@ -46,7 +46,6 @@ UNTOLD = (
     "name",
     "group",
 )
-SPEED = ("trainer.threads", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy")
 
 Row = Mapping[str, Any]
 
