@@ -8,6 +8,8 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics import Metric
 
+UNDECIDED = -2  # neither a true nor a wanted class
+
 
 class Rate(NamedTuple):
     """A share of images that never forgets how many there were."""
@@ -27,6 +29,11 @@ class Rate(NamedTuple):
             return 0.0, 1.0
         low, high = stats.binomtest(self.hits, self.total).proportion_ci(0.95, "wilson")
         return float(low), float(high)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class of the largest logit, (..., K) to (...); ``UNDECIDED`` where one is not a number."""
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), UNDECIDED)
 
 
 def clean_hits(predictions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +156,7 @@ class CleanAccuracy(_ShareMetric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: ``logits`` (B, K), ``labels`` (B,)."""
-        self._add(clean_hits(logits.argmax(-1), labels))
+        self._add(clean_hits(predicted(logits), labels))
 
 
 class AttackSuccessRate(_ShareMetric):
@@ -157,7 +164,7 @@ class AttackSuccessRate(_ShareMetric):
 
     def update(self, logits: Tensor, labels: Tensor, attacker_labels: Tensor) -> None:
         """Count a batch: ``logits`` (B, K) of triggered images, ``labels`` and ``attacker_labels`` (B,)."""
-        self._add(attack_hits(logits.argmax(-1), labels, attacker_labels))
+        self._add(attack_hits(predicted(logits), labels, attacker_labels))
 
 
 class RobustAccuracy(_ShareMetric):
@@ -165,4 +172,4 @@ class RobustAccuracy(_ShareMetric):
 
     def update(self, logits: Tensor, labels: Tensor, attacker_labels: Tensor) -> None:
         """Count a batch: ``logits`` (B, K) of triggered images, ``labels`` and ``attacker_labels`` (B,)."""
-        self._add(robust_hits(logits.argmax(-1), labels, attacker_labels))
+        self._add(robust_hits(predicted(logits), labels, attacker_labels))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from finepruning.data import BATCH_SIZE, ImageSet
-from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, rejected_hits, robust_hits
+from finepruning.metrics import Drop, Rate, attack_hits, clean_hits, predicted, rejected_hits, robust_hits
 from finepruning.pruning import Channel, activation_change, cut_at, prune_order, step_predictions
 
 DEAD_BELOW = 0.5
-NO_CLASS = -2  # never predicted
+NO_CLASS = -3  # never predicted
 
 
 class Triggering(Protocol):
@@ -119,7 +119,7 @@ def score_steps(
     cut = cut_at(network, layers) if order else None
 
     def predict(images: Tensor) -> Tensor:
-        return network(images).argmax(-1)[None] if cut is None else step_predictions(cut, images, order)
+        return predicted(network(images))[None] if cut is None else step_predictions(cut, images, order)
 
     rates = _count(predict, test, attack, device)
     clean = rates["clean_accuracy"]
@@ -154,7 +154,7 @@ def score_detector(
         device: Where to compute.
     """
     detector.to(device).eval()
-    counted = _count(lambda images: detector(images).argmax(-1)[None], test, attack, device, num_classes)
+    counted = _count(lambda images: predicted(detector(images))[None], test, attack, device, num_classes)
     rates = {name: rate for name, (rate,) in counted.items()}
     if attack is None:
         return DetectorScores(rates["clean_accuracy"], clean_rejected=rates["clean_rejected"])

@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 from rich.table import Table
 from rich.text import Text
 
-from finepruning.record import channels_pruned
-
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -88,7 +86,7 @@ def failure(record: Record | None, objective: str) -> str | None:
         return "no defense: nothing was validated"
     if objective == "oracle" and record["scores"]["defended"]["attack_success_rate"] is None:
         return "attack success was not measured: no trigger is known"
-    if objective in OF_A_CURVE and not record["pruning"] and channels_pruned(record):
+    if objective in OF_A_CURVE and not record["pruning"]:
         return f"no pruning curve: sweep.objective={objective} needs a defense that prunes step by step"
     return None
 

@@ -92,6 +92,9 @@ class Retune:
             network: Images (B, C, H, W) -> logits (B, K); left in evaluation mode.
             images: (N, C, H, W) in [0, 1].
             labels: (N,).
+
+        Raises:
+            ValueError: If weights are no numbers in the end.
         """
         network.requires_grad_(True).train()
         optimizer = torch.optim.SGD(
@@ -109,6 +112,11 @@ class Retune:
                         cross_entropy(network(images[rows]), labels[rows]).backward()
                         optimizer.step()
         network.eval()
+        if not all(weight.isfinite().all() for weight in network.parameters()):
+            raise ValueError(
+                f"stress.retune.learning_rate={self.learning_rate:g} left weights that are no numbers. "
+                "Lower it."
+            )
 
 
 @dataclass(frozen=True)

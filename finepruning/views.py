@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from finepruning.attacks.preview import LEGIBLE, contact_sheet
 from finepruning.data import ImageSet
+from finepruning.pruning import before_relu, image_means
 from finepruning.referee import Triggering
 
 FOLDER = "views"
@@ -35,6 +36,7 @@ class Watch:
 
     def __init__(self, network: nn.Module, layers: Sequence[str], labels: Tensor) -> None:
         self.labels = labels
+        self._rectified = before_relu(network, layers)
         self._hooks = [(network.get_submodule(layer), self._add_channels(layer)) for layer in layers]
         self._hooks.append((network, self._add_predictions))
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -90,7 +92,7 @@ class Watch:
 
     def _add_channels(self, layer: str) -> Any:
         def add(_: nn.Module, __: object, output: Tensor) -> None:
-            per_image = output.double().flatten(2).mean(2) if output.ndim > 2 else output.double()
+            per_image = image_means(output.relu() if layer in self._rectified else output)
             sums = self._sums[layer]
             sums[self._kind] = sums[self._kind] + per_image.sum(0)
 

@@ -42,6 +42,29 @@ def test_each_convolution_is_paired_with_the_norm_right_behind_it() -> None:
     assert (second.norm, second.output) == (None, "stage1.0.conv2")  # a residual sum follows
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation, and a SiLU that is written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down, self.up, self.last = (nn.Conv2d(4, 4, 1) for _ in range(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.first(images)
+        maps = maps * torch.sigmoid(maps)
+        gate = torch.sigmoid(self.up(torch.relu(self.down(maps.mean((2, 3), keepdim=True)))))
+        return self.head(self.last(maps * gate).mean((2, 3)))
+
+
+def test_gates_are_not_pruned_since_a_gate_of_zero_is_half_open() -> None:
+    assert [chain.convolution for chain in convolution_chains(Gated())] == ["first", "down", "last"]
+    network = TorchvisionClassifier((3, 32, 32), 10, [0.5] * 3, [0.25] * 3, "mobilenet_v3_small")
+    pruned = {chain.convolution for chain in convolution_chains(network)}
+    every = {name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)}
+    assert every - pruned == {name for name in every if name.endswith("fc2")}
+
+
 def test_channels_that_are_the_classes_are_not_pruned() -> None:
     network = TorchvisionClassifier((3, 32, 32), 10, [0.5] * 3, [0.25] * 3, "squeezenet1_1")
     last = "model.classifier.1"  # no linear layer comes behind it

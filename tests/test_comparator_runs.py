@@ -75,7 +75,7 @@ def test_a_channel_limit_below_0_is_refused(quick_run: RunHere) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("defense", ["ft_sam", "anp", "nad", "d3", "sau", "unlearn"])
+@pytest.mark.parametrize("defense", ["ft_sam", "anp", "i_bau", "nad", "d3", "sau", "unlearn"])
 def test_two_processes_leave_the_network_of_one(defense: str, tmp_path: Path) -> None:
     options = (f"defense={defense}", *SHORT.get(defense, UNLEARN), "defense.tuning.batch_size=33")
     one = exact_run(tmp_path, "trainer=cpu", *options)

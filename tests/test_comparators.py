@@ -181,6 +181,15 @@ def test_the_head_is_the_linear_layer_that_gives_the_logits() -> None:
     assert find_head(BadNetsCNN((1, 28, 28), 10, **FACTS), (1, 28, 28)) == "fc2"
     with pytest.raises(ValueError, match="needs a network whose logits are a linear layer's outputs"):
         find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh()), (1, 2, 2))
+    assert find_head(nn.Sequential(nn.Flatten(), Standardised(), nn.Linear(4, 3)), (1, 2, 2)) == "2"
+
+
+class Standardised(nn.Module):
+    """Each image less its mean, over its spread: an empty one has none."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - images.mean(1, keepdim=True)) / images.std(1, keepdim=True)
+
     with pytest.raises(ValueError, match=r"weight of the head, '1', is computed from others"):
         find_head(nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(4, 3))), (1, 2, 2))
 

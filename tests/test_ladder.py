@@ -92,11 +92,17 @@ def test_the_rung_that_broke_the_limit_is_undone() -> None:
     assert walk([0, 1, 1], 0.01) == ([0, 1, 2], 2)
 
 
-def test_no_rung_stays_where_the_weakest_costs_too_much() -> None:
-    assert walk([2, 0], 0.01) == ([0], None)
-    assert "a budget of 0: the weakest loses 2 of the 100 images" in why_none([PairedLoss(2, 0, 100)], 0.0)
+def test_a_rung_that_costs_too_much_is_passed_over_while_none_may_stay() -> None:
+    assert walk([2, 0, 1, 2, 0], 0.01) == ([0, 1, 2, 3], 2)
+    assert walk([2, 0, 0], 0.01, {1}) == ([0, 1], 1)
+
+
+def test_no_rung_stays_where_all_cost_too_much() -> None:
+    assert walk([2, 3], 0.01) == ([0, 1], None)
+    assert "loses 1 of the 100 images" in why_none([PairedLoss(2, 0, 100), PairedLoss(1, 0, 100)], 0.0)
+    assert "a budget of 0: the cheapest loses 2 of the 100 images" in why_none([PairedLoss(2, 0, 100)], 0.0)
     assert "loses 12.4 of the 1960 images" in why_none([PairedLoss(15, 1, 1960, -1.62, 9.0)], 0.001)
-    assert "max_drop=0.01: the weakest loses 2 of the 100 images that decide. " in why_none(
+    assert "max_drop=0.01: the cheapest loses 2 of the 100 images that decide. " in why_none(
         [PairedLoss(2, 0, 100)], 0.01
     )
 

@@ -25,6 +25,7 @@ from finepruning.pruning import (
     random_scores,
     remove_channels,
     set_pruned,
+    silent_layers,
     weight_norms,
 )
 from tests.test_curve import IMAGES, Branches, Untraceable, plain, residual, trained_a_little
@@ -108,6 +109,32 @@ def test_mean_activations_are_those_of_evaluation_over_all_batches() -> None:
         whole = network.eval()[:6](IMAGES).mean((0, 2, 3))
     torch.testing.assert_close(parts.float(), whole)
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+class SharedReLU(nn.Module):
+    """Two norms in front of one ReLU that runs twice, and a third in front of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.BatchNorm2d(3) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.three(nn.functional.relu(self.two(self.relu(self.one(images))))) + images
+
+
+def test_channels_are_ranked_behind_the_relu_that_follows() -> None:
+    network = SharedReLU().eval()
+    nn.init.constant_(network.one.bias, -0.5)
+    nn.init.constant_(network.three.bias, -9.0)
+    means = mean_activations(network, ["one", "two", "three"], IMAGES.split(7))
+    with torch.no_grad():
+        first = network.one(IMAGES)
+        second = network.two(first.relu())
+        third = network.three(second.relu())
+    assert (first < 0).any()
+    for layer, output in (("one", first.relu()), ("two", second.relu()), ("three", third)):
+        torch.testing.assert_close(means[layer].float(), output.mean((0, 2, 3)))
 
 
 def test_activation_change_is_the_rise_of_each_channels_mean() -> None:
@@ -249,6 +276,15 @@ def test_a_mask_without_a_physical_twin_is_refused_with_the_reason(
     set_pruned(network, layer, [0])
     with pytest.raises(ValueError, match=f"cannot be removed.*{reason}"):
         remove_channels(network, layer, IMAGES.shape[1:])
+
+
+def test_a_layer_without_a_channel_is_named() -> None:
+    network = plain()
+    add_mask(network, "5", 4)
+    set_pruned(network, "5", [0, 1, 2])
+    assert silent_layers(network) == []
+    set_pruned(network, "5", [0, 1, 2, 3])
+    assert silent_layers(network) == ["5"]
 
 
 def test_a_layer_with_no_channel_left_is_not_removed() -> None:

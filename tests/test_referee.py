@@ -43,6 +43,21 @@ def test_a_single_target_succeeds_on_its_source_class_only() -> None:
     assert scores_of(SingleTarget(1, 3), [3, 1, 3, 3, 3])["attack_success_rate"] == 0
 
 
+@pytest.mark.parametrize("share", [1.0, float("nan")])
+def test_a_network_that_gives_no_numbers_is_right_nowhere_and_no_success(share: float) -> None:
+    class Undecided(Reader):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            logits[images[:, 0, -1, -1] == 1, 3] *= share  # triggered images alone
+            return logits
+
+    made = attack(target_label=None, label_map=SingleTarget(1, 3))
+    record = score(Undecided([3] * 5), image_set(600), made).to_record()
+    assert record["clean_accuracy"] == 1
+    assert record["attack_success_rate"] == (1 if share == 1 else 0)
+    assert record["robust_accuracy"] == 0
+
+
 def test_all_to_all_succeeds_where_the_next_class_is_answered() -> None:
     record = scores_of(AllToAll(), [1, 2, 2, 4, 0])
     assert record["counts"]["attack_success_rate"] == {"hits": 480, "total": 600}

@@ -109,7 +109,15 @@ def test_retuning_is_the_same_for_a_seed_and_leaves_the_global_chance_alone() ->
     assert not torch.allclose(first[2].weight, start[2].weight)
 
 
+def test_a_retuning_that_diverges_is_no_result() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3))
+    images, labels = retune().sample(train_set(), ToZero(), "cpu")
+    with pytest.raises(ValueError, match=r"learning_rate=1e\+30 left weights that are no numbers"):
+        retune(epochs=9, batch_size=3, learning_rate=1e30).tune(network, images, labels)
+
+
 def test_a_pruned_channel_stays_silent_while_the_network_is_retuned() -> None:
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
     add_mask(network, "2", 3)
     set_pruned(network, "2", [1])

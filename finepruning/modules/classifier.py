@@ -39,7 +39,7 @@ class Classifier(LightningModule):
 
     Raises:
         ValueError: If a value is out of range.
-        DivergedError: In training, at the end of an epoch whose loss is not finite.
+        DivergedError: In training, at the end of an epoch whose loss or weights are not finite.
     """
 
     phase: ClassVar[str] = "train"
@@ -126,13 +126,16 @@ class Classifier(LightningModule):
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean loss; stop before a checkpoint is written if it is not a number."""
+        """Log the epoch's mean loss; stop before a checkpoint is written where training has diverged."""
         loss = self._epoch_loss / self.trainer.num_training_batches
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")  # so that all processes stop, or none
-        if not torch.isfinite(loss):
+        lost = [name for name, weight in self.network.named_parameters() if not weight.isfinite().all()]
+        if lost or not torch.isfinite(loss):
+            what = "loss" if not torch.isfinite(loss) else f"weight {lost[0]}"
             raise DivergedError(
-                f"The loss became {loss.item()} in epoch {self.current_epoch + 1} ({self.phase}). The "
-                "checkpoint of the epoch before is kept. Lower the learning rate."
+                f"The {what} became {loss.item() if what == 'loss' else 'no number'} in epoch "
+                f"{self.current_epoch + 1} ({self.phase}). The checkpoint of the epoch before is kept. Lower "
+                "the learning rate."
             )
         self.log(f"{self.phase}/loss", loss)
 

@@ -27,7 +27,7 @@ class IBAUClassifier(FinePrunedClassifier):
         network: The suspect.
         layers: Names of the layers whose channels may be pruned.
         image_shape: (C, H, W) of the images.
-        perturbed: Share of a batch that is perturbed, in [0, 1]; at least one image of each process's.
+        perturbed: Share of a batch that is perturbed, in [0, 1]; at least one image of all processes'.
         search_rate: Learning rate of the perturbation, above 0.
         penalty: Price of the perturbation's squared L2 norm, at least 0.
         norm: Largest L2 norm of the perturbation, above 0, in units of a pixel's whole range.
@@ -85,7 +85,9 @@ class IBAUClassifier(FinePrunedClassifier):
         """Return a loss whose gradient is the hypergradient of a batch of (images, labels)."""
         images, labels = batch
         options, weights = self.hparams, [p for p in self.network.parameters() if p.requires_grad]
-        count = max(1, int(options["perturbed"] * len(images)))
+        processes = self.trainer.world_size
+        whole = round(len(images) * processes / self._weight)  # images of the batch in all processes
+        count = len(range(self.global_rank, max(1, int(options["perturbed"] * whole)), processes))
         change = self._perturbation.clone().requires_grad_()
         with evaluating(self.network), torch.autocast(self.device.type, enabled=False):
             loss = self.cross_entropy(

@@ -10,7 +10,7 @@ from torch import nn
 from finepruning.networks.layers import Normalise
 
 # Where the last convolution's channels are done with normalisation and nonlinearity, by the first name that a
-# network has. DenseNet's ReLU follows outside of "features", which changes nothing for a channel of zeros.
+# network has. DenseNet's ReLU follows outside of "features": zeros stay zeros, and ranking looks ahead.
 _LAST_LAYERS = ("layer4", "trunk_output", "Mixed_7c", "inception5b", "conv5", "layers", "features")
 _OPTIONS: dict[str, dict[str, bool]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},  # one output; no minutes of initialisation

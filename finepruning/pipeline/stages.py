@@ -23,7 +23,7 @@ from finepruning.pipeline.processes import Team, TeamStore
 from finepruning.pipeline.stresses import StressTests, make_control
 from finepruning.pipeline.suspects import SuspectMaker
 from finepruning.pipeline.training import fit
-from finepruning.pruning import pruned_channels
+from finepruning.pruning import pruned_channels, silent_layers
 from finepruning.referee import Scores, score, score_detector
 from finepruning.store import Stage, Store
 from finepruning.suspect import agreement
@@ -79,6 +79,12 @@ class Run:
             found["validation"] = {"suspect": self._validate(unpruned)}
             defended = stages["defended"].load_into(unpruned)
             found["pruned"] = {layer: gone for layer, gone in pruned_channels(defended).items() if gone}
+            for layer in silent_layers(defended):
+                log.warning(
+                    "No channel of %s is left: whatever comes in, the same comes out of it. An accuracy near "
+                    "chance, or few validation images, let pruning go so far.",
+                    layer,
+                )
             found["validation"]["defended"] = self._validate(defended)
             found["validation"] |= ladder_accuracies(result.get("ladder"))
             watches["defended"] = Watch(defended, (), parts.test.labels)

@@ -4,13 +4,22 @@ from finepruning.pruning.cost import Cost, cost, speed_up
 from finepruning.pruning.curve import prune_alone, step_predictions, validation_curve
 from finepruning.pruning.cut import Cut, cut_at
 from finepruning.pruning.goodnet import GoodNet
-from finepruning.pruning.masks import add_mask, channel_count, pruned_channels, remove_mask, set_pruned
+from finepruning.pruning.masks import (
+    add_mask,
+    channel_count,
+    pruned_channels,
+    remove_mask,
+    set_pruned,
+    silent_layers,
+)
 from finepruning.pruning.ranking import (
     Chain,
     Channel,
     activation_change,
+    before_relu,
     convolution_chains,
     convolution_outputs,
+    image_means,
     mean_activations,
     prune_order,
     random_scores,
@@ -28,12 +37,14 @@ __all__ = [
     "PrunePoint",
     "activation_change",
     "add_mask",
+    "before_relu",
     "channel_count",
     "convolution_chains",
     "convolution_outputs",
     "cost",
     "count_steps",
     "cut_at",
+    "image_means",
     "mean_activations",
     "prune_alone",
     "prune_count",
@@ -47,6 +58,7 @@ __all__ = [
     "remove_mask",
     "remove_pruned",
     "set_pruned",
+    "silent_layers",
     "speed_up",
     "step_predictions",
     "validation_curve",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from finepruning.metrics import clean_hits
+from finepruning.metrics import clean_hits, predicted
 from finepruning.pruning.affine import AffineTail, affine_tail
 from finepruning.pruning.cut import Cut, cut_at, hooked_cut, is_faithful
 from finepruning.pruning.masks import mask_of
@@ -103,7 +103,7 @@ def _predict_in_full(cut: Cut, batch: _Batch, wanted: Tensor, predictions: Tenso
     """Run the whole tail for the wanted (steps + 1, B) pairs, as many at once as there are images."""
     for pairs in wanted.nonzero().split(len(wanted[0])):
         steps, images = pairs.unbind(1)
-        predictions[steps, images] = cut.after(*batch.rows(images, steps)).argmax(-1)
+        predictions[steps, images] = predicted(cut.after(*batch.rows(images, steps)))
 
 
 def _predict_by_shares(cut: Cut, tail: AffineTail, batch: _Batch, predictions: Tensor) -> None:
@@ -164,7 +164,7 @@ def _one_by_one(cut: Cut, values: Sequence[Any], order: Sequence[Channel], by_im
             (value.clone() if some is None else value[some]) if isinstance(value, Tensor) else value
             for value in (*features.values(), *crossing)
         ]
-        return cut.after(*inputs).argmax(-1)
+        return predicted(cut.after(*inputs))
 
     steps = [predict()]
     try:

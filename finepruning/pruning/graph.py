@@ -82,6 +82,8 @@ FUNCTIONS = frozenset(  # of the same kind
         *(functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.max_pool2d),
     )
 )
+SIGMOIDS = (nn.Sigmoid, nn.Hardsigmoid)  # 0.5 at 0
+SIGMOID_FUNCTIONS = frozenset((torch.sigmoid, functional.sigmoid, functional.hardsigmoid))
 METHODS = frozenset({"relu", "relu_", "tanh", "contiguous", "clone"})
 
 
@@ -103,6 +105,29 @@ def keeps_channels(network: nn.Module, node: fx.Node) -> bool:
     """Return whether each channel of a node's output comes from one channel: as above, or a BatchNorm."""
     layer = layer_of(network, node)
     return leaves_channels_apart(network, node) or (layer is not None and plain_class(layer) in NORMS)
+
+
+def rectifies(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node is a ReLU."""
+    layer = layer_of(network, node)
+    if layer is not None:
+        return plain_class(layer) in (nn.ReLU, nn.ReLU6)
+    function = node.target if node.op == "call_function" else None
+    rectifying = function in (torch.relu, torch.relu_, functional.relu, functional.relu6)
+    return rectifying or (node.op == "call_method" and node.target in ("relu", "relu_"))
+
+
+def opens_at_zero(network: nn.Module, node: fx.Node) -> bool:
+    """Return whether a node feeds a sigmoid that does not multiply the node itself, as SiLU's would."""
+
+    def is_sigmoid(user: fx.Node) -> bool:
+        layer = layer_of(network, user)
+        if layer is not None:
+            return plain_class(layer) in SIGMOIDS
+        return user.target in SIGMOID_FUNCTIONS or (user.op == "call_method" and user.target == "sigmoid")
+
+    gates = [user for user in node.users if is_sigmoid(user)]
+    return any(node not in product.all_input_nodes for gate in gates for product in gate.users)
 
 
 def adds(node: fx.Node) -> bool:

@@ -124,6 +124,15 @@ def set_pruned(network: nn.Module, layer: str, channels: Iterable[int]) -> None:
     mask[list(channels)] = 0.0
 
 
+def silent_layers(network: nn.Module) -> list[str]:
+    """Return the masked layers that have no channel left."""
+    return [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, _Masked) and not layer.channel_mask.any()
+    ]
+
+
 def pruned_channels(network: nn.Module) -> dict[str, list[int]]:
     """Return the pruned channels of each masked layer, ascending."""
     return {

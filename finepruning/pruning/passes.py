@@ -56,10 +56,12 @@ def recorded(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, An
 
 @torch.no_grad()
 def probe(network: nn.Module, layers: Iterable[str], image_shape: Sequence[int]) -> dict[str, Any]:
-    """Return what layers put out for one empty image of shape (C, H, W); see :func:`recorded`."""
+    """Return what layers put out for one noisy image of shape (C, H, W); see :func:`recorded`."""
     device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    # not an empty one, which a network that standardises each image would divide by its spread
+    image = torch.rand(1, *image_shape, generator=torch.Generator().manual_seed(0))
     with evaluating(network), recorded(network, layers) as found:
-        network(torch.zeros(1, *image_shape, device=device))
+        network(image.to(device))
     return found
 
 

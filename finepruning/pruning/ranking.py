@@ -14,6 +14,8 @@ from finepruning.pruning.graph import (
     find_makers,
     keeps_channels,
     layer_of,
+    opens_at_zero,
+    rectifies,
     traced,
 )
 from finepruning.pruning.masks import find_layer
@@ -33,6 +35,8 @@ def mean_activations(
 ) -> dict[str, Tensor]:
     """Return each channel's mean output over images and places (Fine-Pruning, section "Pruning Defense").
 
+    Where nothing but a ReLU follows a layer, it is the mean of the positive part.
+
     Args:
         network: The network, used in evaluation mode.
         layers: Names of the layers.
@@ -42,11 +46,11 @@ def mean_activations(
         A float64 tensor (channels,) for each layer.
     """
     totals: dict[str, Tensor] = {}
-    seen = 0
+    seen, rectified = 0, before_relu(network, layers)
 
     def watch(layer: str) -> torch.utils.hooks.RemovableHandle:
         def add(_: nn.Module, __: object, output: Tensor) -> None:
-            per_image = output.double().flatten(2).mean(2) if output.ndim > 2 else output.double()
+            per_image = image_means(output.relu() if layer in rectified else output)
             totals[layer] = totals.get(layer, torch.zeros(1).to(per_image)) + per_image.sum(0)
 
         return find_layer(network, layer).register_forward_hook(add)
@@ -61,6 +65,28 @@ def mean_activations(
         for handle in handles:
             handle.remove()
     return {layer: (totals[layer] / seen).cpu() for layer in layers}
+
+
+def image_means(output: Tensor) -> Tensor:
+    """Return each channel's mean over the places of an image, (B, channels) in float64."""
+    return output.double().flatten(2).mean(2) if output.ndim > 2 else output.double()
+
+
+def before_relu(network: nn.Module, layers: Sequence[str]) -> set[str]:
+    """Return the layers whose output goes into a ReLU and nowhere else.
+
+    One that runs several times, or in a network that cannot be traced, is not among them.
+    """
+    try:
+        outputs = traced(network).outputs
+    except UntraceableError:
+        return set()
+    ends = {layer: outputs.get(layer, []) for layer in layers}
+    return {
+        layer
+        for layer, nodes in ends.items()
+        if len(nodes) == 1 and nodes[0].users and all(rectifies(network, user) for user in nodes[0].users)
+    }
 
 
 def activation_change(
@@ -100,6 +126,8 @@ class Chain(NamedTuple):
 def convolution_chains(network: nn.Module) -> list[Chain]:
     """Return the chain of each convolution that runs once in a pass and whose channels are not the classes.
 
+    Gates, as of squeeze and excitation, are left out: a gate of zero is half open, and nothing is silent.
+
     Args:
         network: The network; its mode is as before afterwards.
 
@@ -127,7 +155,8 @@ def convolution_chains(network: nn.Module) -> list[Chain]:
             if node is nodes[0] and isinstance(layer_of(network, user), NORMS):
                 norm = named.get(user)
             last, node = named.get(user, last), user
-        found.append(Chain(name, norm, last))
+        if not opens_at_zero(network, node):
+            found.append(Chain(name, norm, last))
     return found
 
 

@@ -1,6 +1,5 @@
 """The ladder: repairs of rising strength, each from the original weights; the strongest affordable stays."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -8,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from finepruning.metrics import predicted
 from finepruning.pruning.masks import MASK
 from finepruning.repair.inspection import Batches
 
@@ -91,7 +91,7 @@ def split_folds(labels: Tensor, folds: int, seed: int, groups: Tensor) -> Tensor
 def correct(network: nn.Module, batches: Batches) -> Tensor:
     """Return whether each image (N,) is classified correctly; the network is left in evaluation mode."""
     network.eval()
-    return torch.cat([network(images).argmax(-1) == labels for images, labels in batches]).cpu()
+    return torch.cat([predicted(network(images)) == labels for images, labels in batches]).cpu()
 
 
 def paired_loss(before: Tensor, after: Tensor) -> PairedLoss:
@@ -154,7 +154,9 @@ def climb(
     max_drop: float,
     enough: Callable[[Rung], bool] | None = None,
 ) -> tuple[list[PairedLoss], int | None]:
-    """Walk up until a rung costs too much; that one is undone.
+    """Walk up until a rung costs too much and one below it does not; that one is undone.
+
+    Rungs that cost too much before any may stay are passed over: what repairs more need not cost more.
 
     Args:
         rungs: In rising strength.
@@ -167,15 +169,19 @@ def climb(
         The losses of the rungs that were tried, and the place of the one that stays; None if none does.
     """
     losses: list[PairedLoss] = []
-    for rung in rungs:
+    kept: int | None = None
+    for place, rung in enumerate(rungs):
         loss = attempt(rung)
         if loss is None:
             break
         losses.append(loss)
-        if not loss.inside(max_drop) or (enough is not None and enough(rung)):
+        if loss.inside(max_drop):
+            kept = place
+            if enough is not None and enough(rung):
+                break
+        elif kept is not None:
             break
-    affordable = list(itertools.takewhile(lambda loss: loss.inside(max_drop), losses))
-    return losses, len(affordable) - 1 if affordable else None
+    return losses, kept
 
 
 def check_max_drop(max_drop: float) -> None:
@@ -189,8 +195,9 @@ def check_max_drop(max_drop: float) -> None:
 def why_none(losses: Sequence[PairedLoss], max_drop: float) -> str:
     """Say why the suspect stays as it is."""
     budget = "a budget of 0" if max_drop == 0 else f"max_drop={max_drop:g}"
-    lost = f"{round(losses[0].images, 1):g} of the {losses[0].total} images that decide"
+    least = min(losses, key=lambda loss: loss.images)
+    lost = f"{round(least.images, 1):g} of the {least.total} images that decide"
     return (
-        f"No rung stays inside {budget}: the weakest loses {lost}. "
+        f"No rung stays inside {budget}: the cheapest loses {lost}. "
         "The suspect stays as it is. Raise defense.max_drop, or begin defense.ladder with a weaker rung."
     )
