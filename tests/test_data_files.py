@@ -2,6 +2,7 @@
 
 import logging
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from finepruning.data import AttackerData, DefenderData, ImageSet, pack
+from finepruning.data.decoding import read_files
 from finepruning.data.folder import Folder
-from finepruning.data.image_files import read_image
+from finepruning.data.image_files import eight_bit, read_image
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -197,6 +199,27 @@ def test_a_picture_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     upright = read_image(str(tmp_path / "a.jpg"), [16, 8], 1)[0]
     assert upright[:7].min() > 240
     assert upright[9:].max() < 15
+
+
+@pytest.mark.parametrize(("kind", "value"), [(2, b"300"), (7, b"3")])
+def test_a_picture_whose_note_has_values_of_another_kind_is_turned_all_the_same(
+    tmp_path: Path, kind: int, value: bytes
+) -> None:
+    # of little-endian TIFF: the turn, and a resolution that is no ratio
+    entries = [(0x0112, 3, 1, b"\6"), (0x011A, kind, len(value), value)]
+    note = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + note + bytes(4)
+    Image.new("L", (16, 8)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert eight_bit(image).size == (8, 16)
+
+
+def test_an_error_of_any_kind_in_a_file_names_it(tmp_path: Path) -> None:
+    def read(file: str) -> np.ndarray:
+        raise TypeError("bad operand type")
+
+    with pytest.raises(ValueError, match=r"a\.png cannot be read \(bad operand type\)"):
+        read_files(["a.png"], read, (1,), "fail")
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:

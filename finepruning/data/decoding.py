@@ -19,7 +19,15 @@ from finepruning.data.packed import DATA_VARIABLE, Decoded, data_roots
 log = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")  # PostScript would start a program
 CHUNK = 128  # files a thread reads in one go
 

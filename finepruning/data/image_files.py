@@ -3,11 +3,22 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from finepruning.data.decoding import FORMATS, Examples, OnError, check_on_error, decode_examples
 from finepruning.data.images import Pixels
 from finepruning.data.packed import Decoded
+
+# what makes an image upright, by how its camera says that it was held
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageFiles:
@@ -127,7 +138,10 @@ def eight_bit(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F":
         raise ValueError("its floating-point values have no known range; save it with 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
+    image.load()  # a TIFF is turned by this
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:  # ImageOps.exif_transpose writes all of the note anew, and fails on an odd one
+        image = image.transpose(turn)
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     return image
