@@ -228,6 +228,16 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
         read_image(str(tmp_path / "a.tiff"), [4, 4], 3)
 
 
+def test_sixteen_bits_are_scaled_in_every_format_and_thirty_two_are_refused(tmp_path: Path) -> None:
+    grey = np.full((4, 4), 25700, np.uint16)
+    for name in ("a.png", "a.tiff", "a.pgm"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert read_image(str(tmp_path / name), [4, 4], 1).tolist() == [[[100] * 4] * 4]
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "b.tiff")
+    with pytest.raises(ValueError, match="32-bit or signed values have no known range; save it with 8 or"):
+        read_image(str(tmp_path / "b.tiff"), [4, 4], 1)
+
+
 def test_a_crop_keeps_its_part_and_one_outside_is_refused(tmp_path: Path) -> None:
     values = np.zeros((10, 10), np.uint8)
     values[2:5, 3:7] = 200

@@ -136,13 +136,15 @@ def eight_bit(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If its values have no known range.
     """
-    if image.mode == "F":
-        raise ValueError("its floating-point values have no known range; save it with 8 or 16 bits")
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode == "F" or (image.mode == "I" and not sixteen_bits):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise ValueError(f"its {kind} values have no known range; save it with 8 or 16 bits")
     image.load()  # a TIFF is turned by this
     turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     if turn is not None:  # ImageOps.exif_transpose writes all of the note anew, and fails on an odd one
         image = image.transpose(turn)
-    if image.mode.startswith("I"):
+    if sixteen_bits:
         return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     return image
 
