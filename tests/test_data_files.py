@@ -13,7 +13,8 @@ from PIL import Image
 from finepruning.data import AttackerData, DefenderData, ImageSet, pack
 from finepruning.data.decoding import read_files
 from finepruning.data.folder import Folder
-from finepruning.data.image_files import eight_bit, read_image
+from finepruning.data.image_files import read_image
+from finepruning.pictures import eight_bit
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,24 +10,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from finepruning.data.packed import DATA_VARIABLE, Decoded, data_roots
+from finepruning.pictures import UNREADABLE
 
 log = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
-UNREADABLE = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")  # PostScript would start a program
 CHUNK = 128  # files a thread reads in one go
 
 

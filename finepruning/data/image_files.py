@@ -3,22 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
-from finepruning.data.decoding import FORMATS, Examples, OnError, check_on_error, decode_examples
+from finepruning.data.decoding import Examples, OnError, check_on_error, decode_examples
 from finepruning.data.images import Pixels
 from finepruning.data.packed import Decoded
-
-# what makes an image upright, by how its camera says that it was held
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+from finepruning.pictures import FORMATS, eight_bit, opaque
 
 
 class ImageFiles:
@@ -114,7 +104,7 @@ def read_image(
         ValueError: If the image's values have no known range, or the crop leaves the image.
     """
     with Image.open(file, formats=FORMATS) as opened:
-        image = _opaque(eight_bit(opened)).convert("RGB" if channels == 3 else "L")
+        image = opaque(eight_bit(opened)).convert("RGB" if channels == 3 else "L")
     height, width = size
     box = (0.0, 0.0, float(image.width), float(image.height))
     if crop is not None:
@@ -128,30 +118,3 @@ def read_image(
         image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     values = np.asarray(image)
     return values.transpose(2, 0, 1) if channels == 3 else values[None]
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return the image upright, with 8 bits a channel.
-
-    Raises:
-        ValueError: If its values have no known range.
-    """
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if image.mode == "F" or (image.mode == "I" and not sixteen_bits):
-        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-        raise ValueError(f"its {kind} values have no known range; save it with 8 or 16 bits")
-    image.load()  # a TIFF is turned by this
-    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if turn is not None:  # ImageOps.exif_transpose writes all of the note anew, and fails on an odd one
-        image = image.transpose(turn)
-    if sixteen_bits:
-        return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    return image
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Return the image with black behind what is transparent."""
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from finepruning.data import ImageSet
-from finepruning.data.decoding import UNREADABLE
 from finepruning.data.image_files import read_image
+from finepruning.pictures import UNREADABLE
 from finepruning.suspect.keras import held
 
 LARGEST = 4_000_000_000  # bytes of a file's arrays
