@@ -70,20 +70,61 @@ def test_a_test_image_that_the_list_names_but_nobody_has_is_named(gtsrb: Path, t
         pack(GTSRB(str(gtsrb), [32, 32], "fail"), tmp_path / "cache")
 
 
-def test_missing_gtsrb_is_downloaded_to_the_data_folder(
-    gtsrb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def final_layout(root: Path) -> None:
+    """Move the training images to where the official archive has them."""
+    (root / "GTSRB" / "Final_Training").mkdir()
+    (root / "GTSRB" / "Training").rename(root / "GTSRB" / "Final_Training" / "Images")
+
+
+def test_gtsrb_is_read_as_its_archives_unpack_and_before_torchvisions_smaller_set(gtsrb: Path) -> None:
+    final_layout(gtsrb / "gtsrb")
+    picture(gtsrb / "gtsrb" / "GTSRB" / "Training" / "00000" / "00000_00000.ppm")
+    source = GTSRB(str(gtsrb), [16, 12], "fail")
+    assert len(source.train.files) == 86
+    assert all("/Final_Training/Images/" in file for file in source.train.files)
+
+
+@pytest.mark.parametrize(("whole", "said"), [(39_209, False), (26_640, True), (86, True)])
+def test_a_training_set_of_another_size_is_used_with_a_warning(
+    gtsrb: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, whole: int, said: bool
 ) -> None:
-    archives = []
+    examples, folders = list_classes(gtsrb / "gtsrb" / "GTSRB" / "Training", (".ppm",))
+    many = examples.part(np.resize(np.arange(86), whole))
+    monkeypatch.setattr("finepruning.data.signs.list_classes", lambda *_: (many, folders))
+    GTSRB(str(gtsrb), [32, 32], "fail")
+    assert (f"has {whole:,} images, not the 39,209 of the final" in caplog.text) == said
+    assert ("smaller set that torchvision downloads" in caplog.text) == (whole == 26_640)
+    assert (f"GTSRB_Final_Training_Images.zip in {gtsrb}/gtsrb" in caplog.text) == said
+
+
+@pytest.mark.parametrize("there", ["nothing", "training"])
+def test_what_is_missing_of_gtsrb_is_downloaded_to_the_data_folder(
+    gtsrb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    final_layout(gtsrb / "gtsrb")
+    place = tmp_path / "place" / "gtsrb"
+    archives = {
+        "GTSRB_Final_Training_Images.zip": "GTSRB/Final_Training",
+        "GTSRB_Final_Test_Images.zip": "GTSRB/Final_Test",
+        "GTSRB_Final_Test_GT.zip": "GT-final_test.csv",
+    }
+
+    def unpack(name: str) -> None:
+        (place / "GTSRB").mkdir(parents=True, exist_ok=True)
+        (gtsrb / "gtsrb" / archives[name]).rename(place / archives[name])
 
     def fetch(url: str, download_root: str, md5: str) -> None:
-        archives.append(url.rpartition("/")[2])
-        if len(archives) == 1:
-            (gtsrb / "gtsrb").rename(download_root)
+        host, _, name = url.rpartition("/")
+        assert (host.split("/")[2], download_root, len(md5)) == ("sid.erda.dk", str(place), 32)
+        unpack(name)
+        fetched.append(name)
 
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
-    source = GTSRB(str(tmp_path / "empty"), [32, 32], "fail")
-    assert archives == ["GTSRB-Training_fixed.zip"]
+    fetched: list[str] = []
+    if there == "training":
+        unpack("GTSRB_Final_Training_Images.zip")
+    monkeypatch.setattr("finepruning.data.signs.download_and_extract_archive", fetch)
+    source = GTSRB(str(tmp_path / "place"), [32, 32], "fail")
+    assert fetched == list(archives)[there == "training" :]
     assert len(source.files()) == 86 + 3 + 1
 
 
@@ -93,7 +134,7 @@ def test_a_failed_download_of_gtsrb_is_told_with_all_ways_out(
     def fetch(url: str, download_root: str, md5: str) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
+    monkeypatch.setattr("finepruning.data.signs.download_and_extract_archive", fetch)
     with pytest.raises(
         FileNotFoundError,
         match=rf"looked in {tmp_path}/gtsrb.*no route to host.*FINEPRUNING_DATA.*data_dir.*internet",
