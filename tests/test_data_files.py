@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from finepruning.data import AttackerData, DefenderData, ImageSet, pack
 from finepruning.data.decoding import read_files
@@ -65,10 +67,32 @@ def test_a_relative_root_is_found_below_the_data_folder(
 def test_hidden_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "signs")
     (root / ".git").mkdir()
-    (root / "_old").mkdir()
+    (root / "__MACOSX" / "red").mkdir(parents=True)
+    (root / "red" / ".ipynb_checkpoints").mkdir()
+    for name in ("__MACOSX/red/._00.png", "red/._00.png", "red/.ipynb_checkpoints/00-checkpoint.png"):
+        (root / name).touch()
     (root / "README").touch()
     (root / "red" / "labels.csv").touch()
     assert len(source(root).files()) == 20
+
+
+def test_classes_are_those_of_torchvisions_folders(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "signs")
+    (root / "green").rename(root / "_other")
+    assert source(root).classes == ImageFolder(root).classes == ["_other", "red"]
+
+
+def test_images_that_lie_deeper_are_counted_and_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of(tmp_path / "signs")
+    source(root)
+    assert not caplog.records
+    shutil.copytree(root / "red", root / "red" / "more" / "still more")
+    assert len(source(root).files()) == 20
+    assert f"10 files lie deeper in the class folders of {root} and are not read" in caplog.text
+    with pytest.raises(ValueError, match=r"no file that ends in .* itself, and folders below it hold 30\."):
+        source(tmp_path / "signs" / "..")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Files become arrays: found, read on several threads; one that cannot be read is named or left out."""
 
+import fnmatch
 import logging
 import math
 import os
@@ -57,13 +58,19 @@ def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
     )
 
 
-def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) -> tuple[Examples, list[str]]:
+def list_classes(
+    root: Path, extensions: tuple[str, ...], min_files: int = 1, leave_out: str = ""
+) -> tuple[Examples, list[str]]:
     """Return the files of each sub-folder of ``root`` in order, and the sub-folders' names: the classes.
 
+    Files in folders below a sub-folder are not read; a warning says how many there are.
+
     Args:
-        root: A folder with one sub-folder a class. Hidden ones, and files of other kinds, are passed over.
+        root: A folder with one sub-folder a class. Hidden ones, macOS's, and files of other kinds are passed
+            over.
         extensions: Endings of the files that count, in lower case.
         min_files: Classes with fewer files are left out; 1: an empty one is an error, 0: it is a class, too.
+        leave_out: A pattern, as a shell has it, of names of sub-folders and files that are passed over, too.
 
     Raises:
         ValueError: If a class is empty, or fewer than two are left.
@@ -71,17 +78,29 @@ def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) ->
     files: list[str] = []
     labels: list[int] = []
     classes: list[str] = []
-    for folder in sorted(entry.path for entry in os.scandir(root) if _is_class(entry)):
-        found = sorted(e.path for e in os.scandir(folder) if e.name.lower().endswith(extensions))
+    deeper = 0
+    for folder in sorted(entry.path for entry in _shown(root, leave_out) if entry.is_dir()):
+        entries = _shown(folder, leave_out)
+        found = sorted(entry.path for entry in entries if entry.name.lower().endswith(extensions))
+        below = sum(_count(entry.path, extensions) for entry in entries if entry.is_dir())
         if not found and min_files == 1:
+            there = f" itself, and folders below it hold {below}" if below else ""
             raise ValueError(
-                f"The class folder {folder} holds no file that ends in {', '.join(extensions)}. "
+                f"The class folder {folder} holds no file that ends in {', '.join(extensions)}{there}. "
                 "Fill it or remove it; dataset=folder can count it as a class (dataset.on_empty=keep)."
             )
         if len(found) >= min_files:
             files += found
             labels += [len(classes)] * len(found)
             classes.append(Path(folder).name)
+            deeper += below
+    if deeper:
+        log.warning(
+            "%d files lie deeper in the class folders of %s and are not read. Move them up, into the class "
+            "folders themselves.",
+            deeper,
+            root,
+        )
     filled = len(set(labels))
     if filled < 2:
         needed = f" with at least {min_files} files" if min_files > 1 else ""
@@ -92,8 +111,18 @@ def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) ->
     return Examples(files, np.array(labels, dtype=np.int64)), classes
 
 
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith((".", "_"))
+def _shown(folder: str | Path, leave_out: str) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, but for what is hidden, macOS's, or to be left out."""
+    return [
+        entry
+        for entry in os.scandir(folder)
+        if not entry.name.startswith((".", "__MACOSX")) and not fnmatch.fnmatchcase(entry.name, leave_out)
+    ]
+
+
+def _count(folder: str, extensions: tuple[str, ...]) -> int:
+    """Return how many files of some kinds a folder and all folders below it hold."""
+    return sum(name.lower().endswith(extensions) for _, _, names in os.walk(folder) for name in names)
 
 
 def split_stratified(
