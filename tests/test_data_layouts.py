@@ -171,6 +171,22 @@ def test_people_with_few_pictures_are_left_out(tmp_path: Path, no_data: None) ->
         LFW(str(tmp_path), FACE, [1, 2, 3], 5, 0.2, "fail")
 
 
+def test_the_cropped_yale_faces_are_read_as_published_without_what_is_not_cropped(
+    tmp_path: Path, no_data: None
+) -> None:
+    for person in ("yaleB01", "yaleB02"):
+        folder = tmp_path / "yaleb_cropped" / person
+        for light in ("A+000E+00", "A+000E+20", "A-005E-10", "A+110E+65", "A-130E+20"):
+            picture(folder / f"{person}_P00{light}.pgm", (168, 192), level=60)
+        picture(folder / f"{person}_P00_Ambient.pgm", (640, 480), level=250)
+        (folder / f"{person}_P00.info").touch()
+        (folder / f"{person}_P00A+050E-40.pgm.bad").touch()
+    packed = pack(YaleB(str(tmp_path), FACE, 1, 0.2, "fail"), tmp_path / "cache")
+    assert (packed.train.shape, packed.test.shape) == ((8, 1, 55, 47), (2, 1, 55, 47))
+    assert packed.train.unique().tolist() == packed.test.unique().tolist() == [60]
+    assert packed.classes == ("yaleB01", "yaleB02")
+
+
 @pytest.mark.parametrize(
     ("make", "folder"),
     [

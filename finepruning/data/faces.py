@@ -63,7 +63,8 @@ class LFW(ImageFiles):
 class YaleB(ImageFiles):
     """The cropped Extended Yale B faces: 38 people, 2,414 grey pictures under light from 64 directions.
 
-    Source: Georghiades et al. 2001, Lee et al. 2005. A fixed stratified part is the test set.
+    Source: Georghiades et al. 2001, Lee et al. 2005 (CroppedYale, whose ``*_Ambient.pgm``, not cropped, are
+        passed over). A fixed stratified part is the test set.
 
     Args:
         data_dir: Folder with ``yaleb_cropped``, one folder a person, looked for after ``FINEPRUNING_DATA``.
@@ -83,7 +84,7 @@ class YaleB(ImageFiles):
         root = find_folder(
             data_dir, "yaleb_cropped", "Get the cropped Extended Yale B pictures, one folder a person."
         )
-        examples, people = list_classes(root, (".png", ".pgm"))
+        examples, people = list_classes(root, (".png", ".pgm"), leave_out="*_Ambient.*")
         train, test = split_stratified(examples, people, test_share)
         super().__init__(train, test, people, size=size, channels=channels, on_error=on_error)
 
