@@ -1,5 +1,6 @@
 """Data sets as their publishers lay them out, on small trees: read, refused, downloaded."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,3 +278,11 @@ def test_classes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b", "a", "C"):
         picture(tmp_path / name / "1.png")
     assert list_classes(tmp_path, (".png",))[1] == ["C", "a", "b"]
+
+
+def test_a_class_whose_name_no_report_can_hold_is_refused(tmp_path: Path) -> None:
+    for name in (b"bar", b"caf\xc3\xa9", b"caf\xe9"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        picture(Path(os.fsdecode(folder)) / "1.png")
+    with pytest.raises(ValueError, match=r"a class folder whose name, b'caf\\xe9', is not UTF-8\. Rename it"):
+        list_classes(tmp_path, (".png",))

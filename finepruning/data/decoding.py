@@ -73,13 +73,14 @@ def list_classes(
         leave_out: A pattern, as a shell has it, of names of sub-folders and files that are passed over, too.
 
     Raises:
-        ValueError: If a class is empty, or fewer than two are left.
+        ValueError: If a class is empty, or fewer than two are left, or the name of one is not UTF-8.
     """
     files: list[str] = []
     labels: list[int] = []
     classes: list[str] = []
     deeper = 0
     for folder in sorted(entry.path for entry in _shown(root, leave_out) if entry.is_dir()):
+        _check_name(Path(folder).name, root)
         entries = _shown(folder, leave_out)
         found = sorted(entry.path for entry in entries if entry.name.lower().endswith(extensions))
         below = sum(_count(entry.path, extensions) for entry in entries if entry.is_dir())
@@ -109,6 +110,16 @@ def list_classes(
             "two or more: one sub-folder a class."
         )
     return Examples(files, np.array(labels, dtype=np.int64)), classes
+
+
+def _check_name(name: str, root: Path) -> None:
+    """Raise ValueError if a class's name is not UTF-8, as no report could be written with it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{root} has a class folder whose name, {os.fsencode(name)!r}, is not UTF-8. Rename it."
+        ) from error
 
 
 def _shown(folder: str | Path, leave_out: str) -> list[os.DirEntry[str]]:
