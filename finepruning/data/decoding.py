@@ -146,19 +146,33 @@ def split_stratified(
     """
     if not 0 < test_share < 1:
         raise ValueError(f"dataset.test_share={test_share:g} leaves one side empty. Choose it inside (0, 1).")
-    present, sizes = np.unique(examples.labels, return_counts=True)
-    total, small = sizes.sum(), int(sizes.argmin())
-    test_files = math.ceil(test_share * total)
-    for part, files, change in (("test", test_files, "Raise"), ("training", total - test_files, "Lower")):
-        if sizes[small] < 2 or files < len(present):
-            raise ValueError(
-                f"Class {classes[present[small]]!r} has {sizes[small]} files, and {len(present)} classes "
-                f"with {total} files are to be divided with dataset.test_share={test_share:g}: not every "
-                f"class gets a {part} file. {change} dataset.test_share or add files."
-            )
-    rows = np.arange(len(examples.labels))
-    train, test = train_test_split(rows, test_size=test_share, stratify=examples.labels, random_state=0)
+    labels, rows = examples.labels, np.arange(len(examples.labels))
+    present, sizes = np.unique(labels, return_counts=True)
+    smallest, test_files = present[sizes.argmin()], math.ceil(test_share * len(rows))
+    if sizes.min() < 2:
+        raise ValueError(
+            f"Class {classes[smallest]!r} has 1 file; one to train on and one to test with are needed. Add "
+            "files."
+        )
+    for part, files in (("test", test_files), ("training", len(rows) - test_files)):
+        if files < len(present):
+            raise ValueError(_no_file(labels, classes, smallest, test_share, part))
+    train, test = train_test_split(rows, test_size=test_share, stratify=labels, random_state=0)
+    for part, side in (("test", test), ("training", train)):
+        without = np.setdiff1d(present, labels[side])
+        if len(without):
+            raise ValueError(_no_file(labels, classes, without[0], test_share, part))
     return examples.part(np.sort(train)), examples.part(np.sort(test))
+
+
+def _no_file(labels: np.ndarray, classes: Sequence[str], label: int, test_share: float, part: str) -> str:
+    """Return a sentence on a class that gets no file of a part, ``"test"`` or ``"training"``."""
+    return (
+        f"Class {classes[label]!r} has {np.count_nonzero(labels == label)} files, and "
+        f"{len(np.unique(labels))} classes with {len(labels)} files are to be divided with "
+        f"dataset.test_share={test_share:g}: not every class gets a {part} file. "
+        f"{'Raise' if part == 'test' else 'Lower'} dataset.test_share or add files."
+    )
 
 
 def check_on_error(on_error: str) -> None:
