@@ -140,6 +140,13 @@ def test_a_class_in_one_group_is_refused_with_the_reason() -> None:
         split_roles(labels, ["many", "one photograph"], 0.2, 0.5, 1, groups)
 
 
+def test_a_class_without_an_image_is_refused_with_what_may_have_one() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Class 'b' has no training image, .*keep\) are for attack=suspect\.$"
+    ):
+        split_roles(torch.tensor([0] * 40 + [2] * 40), "abc", 0.2, 0.5, 1)
+
+
 def files_of(sizes: list[int]) -> Examples:
     labels = np.repeat(np.arange(len(sizes)), sizes)
     return Examples([f"{row}.png" for row in range(len(labels))], labels)
