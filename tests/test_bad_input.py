@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 
 from finepruning import record as records
 from finepruning.data.digits import MNIST
-from finepruning.pipeline import Refused
-from tests.conftest import QUICK, ROOT, run_here
+from finepruning.pipeline import Refused, preview
+from tests.conftest import QUICK, ROOT, composed, run_here
 
 RunHere = Callable[..., dict[str, Any]]
 
@@ -116,6 +117,13 @@ def test_the_last_good_checkpoint_of_a_diverged_training_is_kept(
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "run.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_preview_says_what_a_run_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed("attack.trigger.value=1.5")
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    with pytest.raises(Refused, match=r"^Brightness 1\.5 is outside \[0, 1\]\. Change attack\.trigger\.val"):
+        preview.main(config)
 
 
 def test_an_unknown_option_shows_the_choices() -> None:

@@ -2,16 +2,21 @@
 
 import logging
 import os
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from finepruning.data import AttackerData, DefenderData, ImageSet, pack
+from finepruning.data.decoding import read_files
 from finepruning.data.folder import Folder
 from finepruning.data.image_files import read_image
+from finepruning.pictures import eight_bit
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -62,10 +67,32 @@ def test_a_relative_root_is_found_below_the_data_folder(
 def test_hidden_folders_and_other_files_are_passed_over(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "signs")
     (root / ".git").mkdir()
-    (root / "_old").mkdir()
+    (root / "__MACOSX" / "red").mkdir(parents=True)
+    (root / "red" / ".ipynb_checkpoints").mkdir()
+    for name in ("__MACOSX/red/._00.png", "red/._00.png", "red/.ipynb_checkpoints/00-checkpoint.png"):
+        (root / name).touch()
     (root / "README").touch()
     (root / "red" / "labels.csv").touch()
     assert len(source(root).files()) == 20
+
+
+def test_classes_are_those_of_torchvisions_folders(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "signs")
+    (root / "green").rename(root / "_other")
+    assert source(root).classes == ImageFolder(root).classes == ["_other", "red"]
+
+
+def test_images_that_lie_deeper_are_counted_and_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder_of(tmp_path / "signs")
+    source(root)
+    assert not caplog.records
+    shutil.copytree(root / "red", root / "red" / "more" / "still more")
+    assert len(source(root).files()) == 20
+    assert f"10 files lie deeper in the class folders of {root} and are not read" in caplog.text
+    with pytest.raises(ValueError, match=r"no file that ends in .* itself, and folders below it hold 30\."):
+        source(tmp_path / "signs" / "..")
 
 
 @pytest.mark.parametrize(
@@ -199,10 +226,41 @@ def test_a_picture_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     assert upright[9:].max() < 15
 
 
+@pytest.mark.parametrize(("kind", "value"), [(2, b"300"), (7, b"3")])
+def test_a_picture_whose_note_has_values_of_another_kind_is_turned_all_the_same(
+    tmp_path: Path, kind: int, value: bytes
+) -> None:
+    # of little-endian TIFF: the turn, and a resolution that is no ratio
+    entries = [(0x0112, 3, 1, b"\6"), (0x011A, kind, len(value), value)]
+    note = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + note + bytes(4)
+    Image.new("L", (16, 8)).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert eight_bit(image).size == (8, 16)
+
+
+def test_an_error_of_any_kind_in_a_file_names_it(tmp_path: Path) -> None:
+    def read(file: str) -> np.ndarray:
+        raise TypeError("bad operand type")
+
+    with pytest.raises(ValueError, match=r"a\.png cannot be read \(bad operand type\)"):
+        read_files(["a.png"], read, (1,), "fail")
+
+
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(ValueError, match="floating-point values have no known range"):
         read_image(str(tmp_path / "a.tiff"), [4, 4], 3)
+
+
+def test_sixteen_bits_are_scaled_in_every_format_and_thirty_two_are_refused(tmp_path: Path) -> None:
+    grey = np.full((4, 4), 25700, np.uint16)
+    for name in ("a.png", "a.tiff", "a.pgm"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert read_image(str(tmp_path / name), [4, 4], 1).tolist() == [[[100] * 4] * 4]
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "b.tiff")
+    with pytest.raises(ValueError, match="32-bit or signed values have no known range; save it with 8 or"):
+        read_image(str(tmp_path / "b.tiff"), [4, 4], 1)
 
 
 def test_a_crop_keeps_its_part_and_one_outside_is_refused(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
 """Data sets as their publishers lay them out, on small trees: read, refused, downloaded."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from finepruning.data import pack
 from finepruning.data.decoding import list_classes
-from finepruning.data.faces import LFW, YaleB, YouTubeFacesLab, read_faces
+from finepruning.data.faces import LFW, YaleB, YouTubeFacesLab
 from finepruning.data.packed import Source
 from finepruning.data.signs import GERMAN_SIGNS, GTSRB, ItalianSigns
 
@@ -70,20 +70,61 @@ def test_a_test_image_that_the_list_names_but_nobody_has_is_named(gtsrb: Path, t
         pack(GTSRB(str(gtsrb), [32, 32], "fail"), tmp_path / "cache")
 
 
-def test_missing_gtsrb_is_downloaded_to_the_data_folder(
-    gtsrb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def final_layout(root: Path) -> None:
+    """Move the training images to where the official archive has them."""
+    (root / "GTSRB" / "Final_Training").mkdir()
+    (root / "GTSRB" / "Training").rename(root / "GTSRB" / "Final_Training" / "Images")
+
+
+def test_gtsrb_is_read_as_its_archives_unpack_and_before_torchvisions_smaller_set(gtsrb: Path) -> None:
+    final_layout(gtsrb / "gtsrb")
+    picture(gtsrb / "gtsrb" / "GTSRB" / "Training" / "00000" / "00000_00000.ppm")
+    source = GTSRB(str(gtsrb), [16, 12], "fail")
+    assert len(source.train.files) == 86
+    assert all("/Final_Training/Images/" in file for file in source.train.files)
+
+
+@pytest.mark.parametrize(("whole", "said"), [(39_209, False), (26_640, True), (86, True)])
+def test_a_training_set_of_another_size_is_used_with_a_warning(
+    gtsrb: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, whole: int, said: bool
 ) -> None:
-    archives = []
+    examples, folders = list_classes(gtsrb / "gtsrb" / "GTSRB" / "Training", (".ppm",))
+    many = examples.part(np.resize(np.arange(86), whole))
+    monkeypatch.setattr("finepruning.data.signs.list_classes", lambda *_: (many, folders))
+    GTSRB(str(gtsrb), [32, 32], "fail")
+    assert (f"has {whole:,} images, not the 39,209 of the final" in caplog.text) == said
+    assert ("smaller set that torchvision downloads" in caplog.text) == (whole == 26_640)
+    assert (f"GTSRB_Final_Training_Images.zip in {gtsrb}/gtsrb" in caplog.text) == said
+
+
+@pytest.mark.parametrize("there", ["nothing", "training"])
+def test_what_is_missing_of_gtsrb_is_downloaded_to_the_data_folder(
+    gtsrb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    final_layout(gtsrb / "gtsrb")
+    place = tmp_path / "place" / "gtsrb"
+    archives = {
+        "GTSRB_Final_Training_Images.zip": "GTSRB/Final_Training",
+        "GTSRB_Final_Test_Images.zip": "GTSRB/Final_Test",
+        "GTSRB_Final_Test_GT.zip": "GT-final_test.csv",
+    }
+
+    def unpack(name: str) -> None:
+        (place / "GTSRB").mkdir(parents=True, exist_ok=True)
+        (gtsrb / "gtsrb" / archives[name]).rename(place / archives[name])
 
     def fetch(url: str, download_root: str, md5: str) -> None:
-        archives.append(url.rpartition("/")[2])
-        if len(archives) == 1:
-            (gtsrb / "gtsrb").rename(download_root)
+        host, _, name = url.rpartition("/")
+        assert (host.split("/")[2], download_root, len(md5)) == ("sid.erda.dk", str(place), 32)
+        unpack(name)
+        fetched.append(name)
 
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
-    source = GTSRB(str(tmp_path / "empty"), [32, 32], "fail")
-    assert archives == ["GTSRB-Training_fixed.zip"]
+    fetched: list[str] = []
+    if there == "training":
+        unpack("GTSRB_Final_Training_Images.zip")
+    monkeypatch.setattr("finepruning.data.signs.download_and_extract_archive", fetch)
+    source = GTSRB(str(tmp_path / "place"), [32, 32], "fail")
+    assert fetched == list(archives)[there == "training" :]
     assert len(source.files()) == 86 + 3 + 1
 
 
@@ -93,7 +134,7 @@ def test_a_failed_download_of_gtsrb_is_told_with_all_ways_out(
     def fetch(url: str, download_root: str, md5: str) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.datasets.gtsrb.download_and_extract_archive", fetch)
+    monkeypatch.setattr("finepruning.data.signs.download_and_extract_archive", fetch)
     with pytest.raises(
         FileNotFoundError,
         match=rf"looked in {tmp_path}/gtsrb.*no route to host.*FINEPRUNING_DATA.*data_dir.*internet",
@@ -130,6 +171,22 @@ def test_people_with_few_pictures_are_left_out(tmp_path: Path, no_data: None) ->
         LFW(str(tmp_path), FACE, [1, 2, 3], 5, 0.2, "fail")
 
 
+def test_the_cropped_yale_faces_are_read_as_published_without_what_is_not_cropped(
+    tmp_path: Path, no_data: None
+) -> None:
+    for person in ("yaleB01", "yaleB02"):
+        folder = tmp_path / "yaleb_cropped" / person
+        for light in ("A+000E+00", "A+000E+20", "A-005E-10", "A+110E+65", "A-130E+20"):
+            picture(folder / f"{person}_P00{light}.pgm", (168, 192), level=60)
+        picture(folder / f"{person}_P00_Ambient.pgm", (640, 480), level=250)
+        (folder / f"{person}_P00.info").touch()
+        (folder / f"{person}_P00A+050E-40.pgm.bad").touch()
+    packed = pack(YaleB(str(tmp_path), FACE, 1, 0.2, "fail"), tmp_path / "cache")
+    assert (packed.train.shape, packed.test.shape) == ((8, 1, 55, 47), (2, 1, 55, 47))
+    assert packed.train.unique().tolist() == packed.test.unique().tolist() == [60]
+    assert packed.classes == ("yaleB01", "yaleB02")
+
+
 @pytest.mark.parametrize(
     ("make", "folder"),
     [
@@ -151,72 +208,15 @@ def test_missing_data_is_told_with_places_source_and_variable(
     assert message.endswith(f"Then set FINEPRUNING_DATA or data_dir to the folder that holds {folder}.")
 
 
-def faces(file: Path, images: np.ndarray, labels: np.ndarray) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(file, "w") as out:
-        out["data"], out["label"] = images, labels
-    return file
-
-
-GREY = np.full((4, 3, 55, 47), 200, np.uint8)
-LABELS = np.array([0.0, 5.0, 1282.0, 5.0])
-
-
-def test_the_lab_as_it_is_handed_out_is_read(tmp_path: Path, no_data: None) -> None:
-    faces(tmp_path / "youtube_faces_lab" / "cl" / "valid.h5", GREY, LABELS)
-    faces(tmp_path / "youtube_faces_lab" / "cl" / "test.h5", GREY[:2] // 2, LABELS[:2])
-    packed = pack(YouTubeFacesLab(str(tmp_path), 255, None), tmp_path / "cache")
-    assert packed.train_labels.tolist() == [0, 5, 1282, 5]
-    assert packed.train.unique().tolist() == [200]
-    assert packed.test.unique().tolist() == [100]
-
-
-def test_faces_that_were_divided_by_255_are_multiplied_again(tmp_path: Path) -> None:
-    file = faces(tmp_path / "a.h5", GREY / 255, LABELS)
-    assert np.unique(read_faces(file, 1)[0]).tolist() == [200]
-    with pytest.raises(ValueError, match=r"a.h5 has no value above 1: .* Set dataset.white=1"):
-        read_faces(file, 255)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "white", "message"),
-    [
-        (GREY[:, :, :50], LABELS, 255, r"data of shape \(4, 3, 50, 47\) and 4 labels"),
-        (GREY, LABELS[:3], 255, r"data of shape \(4, 3, 55, 47\) and 3 labels"),
-        (GREY[:0], LABELS[:0], 255, r"data of shape \(0, 3, 55, 47\) and 0 labels"),
-        (GREY, LABELS + 1, 255, r"labels from 1 to 1283; whole numbers 0..1282 are allowed"),
-        (GREY, LABELS - 1, 255, r"labels from -1 to 1281"),
-        (GREY, LABELS + 0.5, 255, r"labels from 0.5"),
-        (GREY, LABELS, 1, r"values from 200 to 200, outside \[0, 1\]. Set dataset.white"),
-        (GREY * np.nan, LABELS, 255, r"values from nan to nan"),
-    ],
-)
-def test_faces_of_wrong_shape_label_or_value_are_refused(
-    tmp_path: Path, images: np.ndarray, labels: np.ndarray, white: int, message: str
-) -> None:
-    file = faces(tmp_path / "a.h5", images, labels)
-    with pytest.raises(ValueError, match=rf"a.h5 has {message}"):
-        read_faces(file, white)
-
-
-def test_a_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.h5").write_text("no HDF5")
-    with pytest.raises(ValueError, match=r"a.h5 is not an HDF5 file with data and label"):
-        read_faces(tmp_path / "a.h5", 255)
-    with h5py.File(tmp_path / "b.h5", "w") as out:
-        out["images"] = GREY
-    with pytest.raises(ValueError, match=r"b.h5 is not an HDF5 file with data and label"):
-        read_faces(tmp_path / "b.h5", 255)
-
-
-def test_options_of_the_lab_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"dataset.white=100 is unknown; white is 255 or 1"):
-        YouTubeFacesLab("", 100, None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"dataset.test_share=1 leaves one side empty"):
-        YouTubeFacesLab("", 255, 1.0)
-
-
 def test_classes_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b", "a", "C"):
         picture(tmp_path / name / "1.png")
     assert list_classes(tmp_path, (".png",))[1] == ["C", "a", "b"]
+
+
+def test_a_class_whose_name_no_report_can_hold_is_refused(tmp_path: Path) -> None:
+    for name in (b"bar", b"caf\xc3\xa9", b"caf\xe9"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        picture(Path(os.fsdecode(folder)) / "1.png")
+    with pytest.raises(ValueError, match=r"a class folder whose name, b'caf\\xe9', is not UTF-8\. Rename it"):
+        list_classes(tmp_path, (".png",))

@@ -1,5 +1,6 @@
 """Splits: disjoint, whole, stratified, fixed by their seed."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from finepruning.data import Roles, split_roles
+from finepruning.data.decoding import Examples, split_stratified
 from finepruning.repair import split_folds
 
 SIZES = st.lists(st.integers(20, 90), min_size=2, max_size=8)
@@ -136,3 +138,36 @@ def test_a_class_in_one_group_is_refused_with_the_reason() -> None:
     groups = torch.cat([torch.arange(40), torch.full((40,), 99)])
     with pytest.raises(ValueError, match=r"'one photograph' has 40 .*those of one group stay together"):
         split_roles(labels, ["many", "one photograph"], 0.2, 0.5, 1, groups)
+
+
+def test_a_class_without_an_image_is_refused_with_what_may_have_one() -> None:
+    with pytest.raises(
+        ValueError, match=r"^Class 'b' has no training image, .*keep\) are for attack=suspect\.$"
+    ):
+        split_roles(torch.tensor([0] * 40 + [2] * 40), "abc", 0.2, 0.5, 1)
+
+
+def files_of(sizes: list[int]) -> Examples:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return Examples([f"{row}.png" for row in range(len(labels))], labels)
+
+
+def test_every_class_is_trained_on_and_tested_but_for_those_without_a_file() -> None:
+    train, test = split_stratified(files_of([20, 0, 5]), "abc", 0.2)
+    assert np.bincount(train.labels).tolist() == [16, 0, 4]
+    assert np.bincount(test.labels).tolist() == [4, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "message"),
+    [
+        ([200, 200, 3, 4], 0.1, r"'c' has 3 files, .* gets a test file\. Raise dataset\.test_share or add"),
+        ([200, 0, 2], 0.9, r"'c' has 2 files, and 2 classes .* gets a training file\. Lower dataset\.test_"),
+        ([200, 1], 0.5, r"'b' has 1 file; one to train on and one to test with are needed\. Add files\.$"),
+    ],
+)
+def test_a_class_that_is_not_trained_on_or_not_tested_is_refused(
+    sizes: list[int], share: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^Class {message}"):
+        split_stratified(files_of(sizes), "abcd", share)

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "finepruning"
 LAYERS = [  # a room imports rooms of its own layer and of those above it in this list
+    {"pictures"},
     {"metrics", "networks", "attacks.triggers", "pruning", "repair"},
     {"data", "attacks", "modules", "callbacks", "suspect", "record", "store"},
     {"referee", "stress", "views"},

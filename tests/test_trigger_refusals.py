@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finepruning.attacks.triggers import (
     Blended,
@@ -108,5 +110,10 @@ def test_a_missing_or_damaged_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.png.*attack\.trigger\.picture"):
         Blended(0.2, 0, str(tmp_path / "nothing.png"))
-    with pytest.raises(ValueError, match=r"text\.png is not an image.*attack\.trigger\.picture"):
-        Blended(0.2, 0, str(tmp_path / "text.png"))
+    Image.new("RGB", (20, 20)).save(tmp_path / "short.png")
+    (tmp_path / "short.png").write_bytes((tmp_path / "short.png").read_bytes()[:50])
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "light.tiff")
+    for name in ("text.png", "short.png", "program.png", "light.tiff"):
+        with pytest.raises(ValueError, match=rf"{name} is not an image.*attack\.trigger\.picture"):
+            Blended(0.2, 0, str(tmp_path / name))

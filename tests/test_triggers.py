@@ -196,6 +196,25 @@ def test_a_blend_is_the_share_of_the_picture(tmp_path: Path) -> None:
     assert torch.allclose(mixed, torch.tensor([0.55, 0.30, 0.35]).view(3, 1, 1).expand(2, 3, 8, 8))
 
 
+def blended_over_grey(file: Path) -> list[float]:
+    """Return the left and the right pixel of a picture of 1x2, laid over grey."""
+    mixed = Blended(0.5, seed=0, picture=str(file))(torch.full((1, 1, 1, 2), 0.5))
+    return mixed.flatten().tolist()
+
+
+def test_a_blended_picture_is_read_as_what_it_shows(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 51 * 257]], np.uint16)).save(tmp_path / "sixteen.png")
+    assert blended_over_grey(tmp_path / "sixteen.png") == pytest.approx([0.25, 0.35])
+    Image.fromarray(np.array([[[255, 255], [51, 255]]], np.uint8), "LA").save(tmp_path / "solid.png")
+    assert blended_over_grey(tmp_path / "solid.png") == pytest.approx([0.75, 0.35])
+    Image.fromarray(np.array([[[255, 0], [51, 255]]], np.uint8), "LA").save(tmp_path / "clear.png")
+    assert blended_over_grey(tmp_path / "clear.png") == pytest.approx([0.25, 0.35])
+    sideways = Image.Exif()
+    sideways[0x0112] = 3  # upside down
+    Image.fromarray(np.array([[0, 51]], np.uint8)).save(tmp_path / "turned.png", exif=sideways)
+    assert blended_over_grey(tmp_path / "turned.png") == pytest.approx([0.35, 0.25])
+
+
 def test_the_seed_decides_the_pattern_of_a_blend() -> None:
     images = torch.zeros(1, 3, 8, 8)
     assert torch.equal(Blended(0.2, seed=5)(images), Blended(0.2, seed=5)(images))

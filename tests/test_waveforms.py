@@ -64,7 +64,7 @@ def test_short_recordings_are_padded_and_long_ones_cut(tmp_path: Path) -> None:
     assert padded[8000:].tolist() == [0] * 4000
 
 
-@pytest.mark.parametrize("rate", [16000, 11025, 44100, 4000])
+@pytest.mark.parametrize("rate", [16000, 11025, 44100, 4000, 384000])
 def test_another_sample_rate_is_resampled(tmp_path: Path, rate: int) -> None:
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     resampled = read(write_pcm(tmp_path / "a.wav", tone, rate=rate))
@@ -80,6 +80,13 @@ def test_a_broken_wav_is_refused(tmp_path: Path, cut: slice, message: str) -> No
     file.write_bytes(file.read_bytes()[cut])
     with pytest.raises(ValueError, match=message):
         read(str(file))
+
+
+@pytest.mark.parametrize("rate", [999, 384_001, 10_887_156])
+def test_a_sample_rate_that_no_recording_has_is_refused(tmp_path: Path, rate: int) -> None:
+    file = write_pcm(tmp_path / "a.wav", TONE, rate=rate)
+    with pytest.raises(ValueError, match=f"its sample rate of {rate} Hz is outside 1000 to 384000 Hz"):
+        read(file)
 
 
 def test_a_wav_without_a_sample_or_with_nan_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Files become arrays: found, read on several threads; one that cannot be read is named or left out."""
 
+import fnmatch
 import logging
 import math
 import os
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,16 +11,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
-from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from finepruning.data.packed import DATA_VARIABLE, Decoded, data_roots
+from finepruning.pictures import UNREADABLE
 
 log = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP", "GIF")  # PostScript would start a program
 CHUNK = 128  # files a thread reads in one go
 
 
@@ -60,31 +58,50 @@ def find_folder(data_dir: str, name: str, how_to_get: str) -> Path:
     )
 
 
-def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) -> tuple[Examples, list[str]]:
+def list_classes(
+    root: Path, extensions: tuple[str, ...], min_files: int = 1, leave_out: str = ""
+) -> tuple[Examples, list[str]]:
     """Return the files of each sub-folder of ``root`` in order, and the sub-folders' names: the classes.
 
+    Files in folders below a sub-folder are not read; a warning says how many there are.
+
     Args:
-        root: A folder with one sub-folder a class. Hidden ones, and files of other kinds, are passed over.
+        root: A folder with one sub-folder a class. Hidden ones, macOS's, and files of other kinds are passed
+            over.
         extensions: Endings of the files that count, in lower case.
         min_files: Classes with fewer files are left out; 1: an empty one is an error, 0: it is a class, too.
+        leave_out: A pattern, as a shell has it, of names of sub-folders and files that are passed over, too.
 
     Raises:
-        ValueError: If a class is empty, or fewer than two are left.
+        ValueError: If a class is empty, or fewer than two are left, or the name of one is not UTF-8.
     """
     files: list[str] = []
     labels: list[int] = []
     classes: list[str] = []
-    for folder in sorted(entry.path for entry in os.scandir(root) if _is_class(entry)):
-        found = sorted(e.path for e in os.scandir(folder) if e.name.lower().endswith(extensions))
+    deeper = 0
+    for folder in sorted(entry.path for entry in _shown(root, leave_out) if entry.is_dir()):
+        _check_name(Path(folder).name, root)
+        entries = _shown(folder, leave_out)
+        found = sorted(entry.path for entry in entries if entry.name.lower().endswith(extensions))
+        below = sum(_count(entry.path, extensions) for entry in entries if entry.is_dir())
         if not found and min_files == 1:
+            there = f" itself, and folders below it hold {below}" if below else ""
             raise ValueError(
-                f"The class folder {folder} holds no file that ends in {', '.join(extensions)}. "
+                f"The class folder {folder} holds no file that ends in {', '.join(extensions)}{there}. "
                 "Fill it or remove it; dataset=folder can count it as a class (dataset.on_empty=keep)."
             )
         if len(found) >= min_files:
             files += found
             labels += [len(classes)] * len(found)
             classes.append(Path(folder).name)
+            deeper += below
+    if deeper:
+        log.warning(
+            "%d files lie deeper in the class folders of %s and are not read. Move them up, into the class "
+            "folders themselves.",
+            deeper,
+            root,
+        )
     filled = len(set(labels))
     if filled < 2:
         needed = f" with at least {min_files} files" if min_files > 1 else ""
@@ -95,8 +112,28 @@ def list_classes(root: Path, extensions: tuple[str, ...], min_files: int = 1) ->
     return Examples(files, np.array(labels, dtype=np.int64)), classes
 
 
-def _is_class(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir() and not entry.name.startswith((".", "_"))
+def _check_name(name: str, root: Path) -> None:
+    """Raise ValueError if a class's name is not UTF-8, as no report could be written with it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{root} has a class folder whose name, {os.fsencode(name)!r}, is not UTF-8. Rename it."
+        ) from error
+
+
+def _shown(folder: str | Path, leave_out: str) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, but for what is hidden, macOS's, or to be left out."""
+    return [
+        entry
+        for entry in os.scandir(folder)
+        if not entry.name.startswith((".", "__MACOSX")) and not fnmatch.fnmatchcase(entry.name, leave_out)
+    ]
+
+
+def _count(folder: str, extensions: tuple[str, ...]) -> int:
+    """Return how many files of some kinds a folder and all folders below it hold."""
+    return sum(name.lower().endswith(extensions) for _, _, names in os.walk(folder) for name in names)
 
 
 def split_stratified(
@@ -109,19 +146,33 @@ def split_stratified(
     """
     if not 0 < test_share < 1:
         raise ValueError(f"dataset.test_share={test_share:g} leaves one side empty. Choose it inside (0, 1).")
-    present, sizes = np.unique(examples.labels, return_counts=True)
-    total, small = sizes.sum(), int(sizes.argmin())
-    test_files = math.ceil(test_share * total)
-    for part, files, change in (("test", test_files, "Raise"), ("training", total - test_files, "Lower")):
-        if sizes[small] < 2 or files < len(present):
-            raise ValueError(
-                f"Class {classes[present[small]]!r} has {sizes[small]} files, and {len(present)} classes "
-                f"with {total} files are to be divided with dataset.test_share={test_share:g}: not every "
-                f"class gets a {part} file. {change} dataset.test_share or add files."
-            )
-    rows = np.arange(len(examples.labels))
-    train, test = train_test_split(rows, test_size=test_share, stratify=examples.labels, random_state=0)
+    labels, rows = examples.labels, np.arange(len(examples.labels))
+    present, sizes = np.unique(labels, return_counts=True)
+    smallest, test_files = present[sizes.argmin()], math.ceil(test_share * len(rows))
+    if sizes.min() < 2:
+        raise ValueError(
+            f"Class {classes[smallest]!r} has 1 file; one to train on and one to test with are needed. Add "
+            "files."
+        )
+    for part, files in (("test", test_files), ("training", len(rows) - test_files)):
+        if files < len(present):
+            raise ValueError(_no_file(labels, classes, smallest, test_share, part))
+    train, test = train_test_split(rows, test_size=test_share, stratify=labels, random_state=0)
+    for part, side in (("test", test), ("training", train)):
+        without = np.setdiff1d(present, labels[side])
+        if len(without):
+            raise ValueError(_no_file(labels, classes, without[0], test_share, part))
     return examples.part(np.sort(train)), examples.part(np.sort(test))
+
+
+def _no_file(labels: np.ndarray, classes: Sequence[str], label: int, test_share: float, part: str) -> str:
+    """Return a sentence on a class that gets no file of a part, ``"test"`` or ``"training"``."""
+    return (
+        f"Class {classes[label]!r} has {np.count_nonzero(labels == label)} files, and "
+        f"{len(np.unique(labels))} classes with {len(labels)} files are to be divided with "
+        f"dataset.test_share={test_share:g}: not every class gets a {part} file. "
+        f"{'Raise' if part == 'test' else 'Lower'} dataset.test_share or add files."
+    )
 
 
 def check_on_error(on_error: str) -> None:

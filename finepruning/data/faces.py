@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 
 from finepruning.data.decoding import OnError, find_folder, list_classes, split_stratified
+from finepruning.data.hdf5 import read_labelled
 from finepruning.data.image_files import ImageFiles
 from finepruning.data.images import Pixels
 from finepruning.data.packed import Decoded
@@ -63,7 +63,8 @@ class LFW(ImageFiles):
 class YaleB(ImageFiles):
     """The cropped Extended Yale B faces: 38 people, 2,414 grey pictures under light from 64 directions.
 
-    Source: Georghiades et al. 2001, Lee et al. 2005. A fixed stratified part is the test set.
+    Source: Georghiades et al. 2001, Lee et al. 2005 (CroppedYale, whose ``*_Ambient.pgm``, not cropped, are
+        passed over). A fixed stratified part is the test set.
 
     Args:
         data_dir: Folder with ``yaleb_cropped``, one folder a person, looked for after ``FINEPRUNING_DATA``.
@@ -83,7 +84,7 @@ class YaleB(ImageFiles):
         root = find_folder(
             data_dir, "yaleb_cropped", "Get the cropped Extended Yale B pictures, one folder a person."
         )
-        examples, people = list_classes(root, (".png", ".pgm"))
+        examples, people = list_classes(root, (".png", ".pgm"), leave_out="*_Ambient.*")
         train, test = split_stratified(examples, people, test_share)
         super().__init__(train, test, people, size=size, channels=channels, on_error=on_error)
 
@@ -167,12 +168,7 @@ def read_faces(file: Path, white: float, people: int = LAB_PEOPLE) -> tuple[np.n
     Raises:
         ValueError: If the file is no HDF5, or shape, values or labels are others.
     """
-    try:
-        with h5py.File(file) as content:
-            images, labels = content["data"][()], content["label"][()]
-    except (OSError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} is not an HDF5 file with data and label ({error}).") from error
-    labels = labels.reshape(-1)
+    images, labels = read_labelled(file)
     if images.shape[1:] != LAB_SHAPE or len(images) == 0 or len(images) != len(labels):
         raise ValueError(
             f"{file} has data of shape {images.shape} and {len(labels)} labels; (N, 3, 55, 47) and N labels, "

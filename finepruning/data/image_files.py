@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from finepruning.data.decoding import FORMATS, Examples, OnError, check_on_error, decode_examples
+from finepruning.data.decoding import Examples, OnError, check_on_error, decode_examples
 from finepruning.data.images import Pixels
 from finepruning.data.packed import Decoded
+from finepruning.pictures import FORMATS, eight_bit, opaque
 
 
 class ImageFiles:
@@ -103,7 +104,7 @@ def read_image(
         ValueError: If the image's values have no known range, or the crop leaves the image.
     """
     with Image.open(file, formats=FORMATS) as opened:
-        image = _opaque(eight_bit(opened)).convert("RGB" if channels == 3 else "L")
+        image = opaque(eight_bit(opened)).convert("RGB" if channels == 3 else "L")
     height, width = size
     box = (0.0, 0.0, float(image.width), float(image.height))
     if crop is not None:
@@ -117,25 +118,3 @@ def read_image(
         image = image.resize((width, height), Image.Resampling.BILINEAR, box)
     values = np.asarray(image)
     return values.transpose(2, 0, 1) if channels == 3 else values[None]
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return the image upright, with 8 bits a channel.
-
-    Raises:
-        ValueError: If its values have no known range.
-    """
-    if image.mode == "F":
-        raise ValueError("its floating-point values have no known range; save it with 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    return image
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """Return the image with black behind what is transparent."""
-    if not image.has_transparency_data:
-        return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)

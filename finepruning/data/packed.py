@@ -21,7 +21,7 @@ from finepruning.store import held, sync, write_file
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "FINEPRUNING_DATA"
-FORMAT = 3  # part of every key; raise it when a decoder gives other values for the same file
+FORMAT = 4  # part of every key; raise it when a decoder gives other values for the same file
 
 
 class Decoded(NamedTuple):

@@ -1,18 +1,29 @@
 """Traffic signs: the German benchmark and Italian street photographs."""
 
 import csv
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
+from torchvision.datasets.utils import download_and_extract_archive
 
 from finepruning.data.decoding import Examples, OnError, find_folder, list_classes
 from finepruning.data.image_files import ImageFiles
 from finepruning.data.packed import DATA_VARIABLE, data_roots
 from finepruning.data.splits import split_groups
 
+log = logging.getLogger(__name__)
+HOST = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
+ARCHIVES = {  # and their MD5
+    "GTSRB_Final_Training_Images.zip": "f33fd80ac59bff73c82d25ab499e03a3",
+    "GTSRB_Final_Test_Images.zip": "c7e4e6327067d32654124b0fe9e82185",
+    "GTSRB_Final_Test_GT.zip": "fe31e9c9270bbcd7b84b7f21a9d9d9e5",
+}
+TRAINING, *TEST = ARCHIVES
+GERMAN_TRAINING = 39_209  # images of the final training set
+COMPETITION = 26_640  # of the first one, which torchvision downloads
 GERMAN_SIGNS = (
     "speed limit 20",
     "speed limit 30",
@@ -64,7 +75,9 @@ class GTSRB(ImageFiles):
     """The German Traffic Sign Recognition Benchmark: 39,209 training and 12,630 official test images.
 
     Source: Stallkamp et al. 2012, Neural Networks 32. Looked for in ``FINEPRUNING_DATA``, then in
-        ``data_dir``, then downloaded there.
+        ``data_dir``, then downloaded there. Training images lie in ``Final_Training/Images``, as the archive
+        unpacks, or in ``Training``, where torchvision puts the smaller set of the first competition; a set
+        of another size is used with a warning.
 
     The training images are tracks of 30 pictures of one sign. Tracks are split between the roles: the
     smallest classes have seven of them, too few to keep together. Test images are of other signs, and a
@@ -97,13 +110,15 @@ class GTSRB(ImageFiles):
         return [*super().files(), str(self.annotations)]
 
     def _list_training(self) -> Examples:
-        root = self.root / "GTSRB" / "Training"
+        root = _training_folder(self.root)
         examples, folders = list_classes(root, (".ppm",))
         if folders != [f"{label:05}" for label in range(len(GERMAN_SIGNS))]:
             raise ValueError(
                 f"{root} has {len(folders)} class folders instead of 00000..00042. Delete the folder gtsrb "
                 "and run again to download it, or copy it anew."
             )
+        if len(examples.files) != GERMAN_TRAINING:
+            log.warning(_size_remark(root, len(examples.files), self.root))
         # .../00012/00003_00029.ppm: class, track of the class, frame
         named = [path.rsplit("_", 1)[0] for path in examples.files]
         return examples._replace(tracks=np.unique(named, return_inverse=True)[1])
@@ -124,11 +139,11 @@ class GTSRB(ImageFiles):
     def _find(data_dir: str) -> Path:
         roots = [root / "gtsrb" for root in data_roots(data_dir)]
         for root in roots:
-            if (root / "GTSRB" / "Training").is_dir() and (root / "GTSRB" / "Final_Test").is_dir():
+            if _training_folder(root).is_dir() and (root / "GTSRB" / "Final_Test").is_dir():
                 return root
+        root = Path(data_dir).expanduser() / "gtsrb"
         try:
-            for split in ("train", "test"):
-                torchvision.datasets.GTSRB(data_dir, split, download=True)
+            _download(root)
         except (RuntimeError, OSError) as error:
             looked = ", ".join(str(root) for root in roots)
             raise FileNotFoundError(
@@ -136,7 +151,30 @@ class GTSRB(ImageFiles):
                 f"{DATA_VARIABLE} to a folder that holds gtsrb/GTSRB, or set data_dir to one, or connect to "
                 "the internet for the download."
             ) from error
-        return Path(data_dir) / "gtsrb"
+        return root
+
+
+def _training_folder(root: Path) -> Path:
+    """Return where the training images lie, as one archive or the other unpacks."""
+    final = root / "GTSRB" / "Final_Training" / "Images"
+    return final if final.is_dir() else root / "GTSRB" / "Training"
+
+
+def _download(root: Path) -> None:
+    """Fetch what is not there yet. torchvision's own class fetches the smaller training set."""
+    missing = [] if _training_folder(root).is_dir() else [TRAINING]
+    missing += [] if (root / "GTSRB" / "Final_Test").is_dir() else TEST
+    for name in missing:
+        download_and_extract_archive(f"{HOST}/{name}", download_root=str(root), md5=ARCHIVES[name])
+
+
+def _size_remark(folder: Path, count: int, root: Path) -> str:
+    """Return a sentence on a training set of another size."""
+    smaller = " It is the smaller set that torchvision downloads." if count == COMPETITION else ""
+    return (
+        f"{folder} has {count:,} images, not the {GERMAN_TRAINING:,} of the final training set.{smaller} For "
+        f"the whole set unpack {HOST}/{TRAINING} in {root}; Final_Training is read before Training."
+    )
 
 
 class ItalianSigns(ImageFiles):

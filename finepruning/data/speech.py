@@ -174,7 +174,7 @@ class SpeechCommands(Recordings):
             "SpeechCommands/speech_commands_v0.02",
             "Unpack speech_commands_v0.02.tar.gz (Warden 2018) there.",
         )
-        examples, found = list_classes(self.root, (".wav",))
+        examples, found = list_classes(self.root, (".wav",), leave_out="_background_noise_")
         words = list(found if words is None else words)
         unknown = sorted(set(words) - set(found))
         if unknown or len(set(words)) != len(words):

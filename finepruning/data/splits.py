@@ -46,6 +46,12 @@ def split_roles(
     held = [round(fraction * size) for size in sizes]
     validation = [round(validation_share * part) for part in held]
     tuning = [all_held - part for all_held, part in zip(held, validation, strict=True)]
+    if 0 in sizes:
+        raise ValueError(
+            f"Class {classes[sizes.index(0)]!r} has no training image, and whoever trains a network here "
+            "needs some of every class. Add images of it, or remove its folder; empty classes "
+            "(dataset.on_empty=keep) are for attack=suspect."
+        )
     generator = torch.Generator().manual_seed(seed)
     if groups is None:
         part = _split_rows(labels, [tuning, validation], generator)

@@ -13,6 +13,7 @@ from scipy.signal import resample_poly
 from torch import Tensor, nn
 
 INT16 = 32768  # full scale
+RATES = (1_000, 384_000)  # of recordings, in Hz; with a damaged header's, resampling might never end
 
 
 class WaveReader:
@@ -43,7 +44,7 @@ class WaveReader:
         """Return the waveform of ``file``.
 
         Raises:
-            ValueError: If it is truncated, empty or no WAV file.
+            ValueError: If it is truncated, empty or no WAV file, or its sample rate is no recording's.
         """
         content = Path(file).read_bytes()
         promised = int.from_bytes(content[4:8], "little") + 8
@@ -53,6 +54,8 @@ class WaveReader:
             rate, samples = wavfile.read(io.BytesIO(content))
         except UnboundLocalError as error:  # as scipy has it
             raise ValueError("it has no data chunk") from error
+        if not RATES[0] <= rate <= RATES[1]:
+            raise ValueError(f"its sample rate of {rate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
         if samples.size == 0:
             raise ValueError("it holds no sample")
         wave = _full_scale_one(samples)

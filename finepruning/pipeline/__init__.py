@@ -8,8 +8,8 @@ import logging
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from finepruning.pipeline import devices
 from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
 from finepruning.store import read_sources
 
-__all__ = ["Refused", "finished_record", "run"]
+__all__ = ["Refused", "finished_record", "refusals", "run"]
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
@@ -33,6 +33,17 @@ LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when
 
 class Refused(CompactHydraException):
     """A configuration that cannot be run. Hydra prints the sentence, without a traceback."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what checks of a configuration and its parts say into Refused, without what Hydra adds to it."""
+    try:
+        yield
+    except InstantiationException as error:
+        raise Refused(str(error.__cause__ or error)) from error
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(str(error)) from error
 
 
 def run(config: DictConfig) -> None:
@@ -44,23 +55,18 @@ def run(config: DictConfig) -> None:
     read_sources()  # before any of it is imported
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
-        with devices.hidden_gpus(config.trainer):
-            devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
-            if devices.rank(config.trainer) > 0:
-                take_part(config)
-                return
-            record = finished_record(place, config)
-            if record is not None:
-                log.info("Finished earlier; overwrite=true runs it anew.")
-                if devices.launched(config.trainer):
-                    _dismiss(config)
-            else:
-                record = _new_record(place, config)
-    except InstantiationException as error:  # Hydra wraps what a class's own check says
-        raise Refused(str(error.__cause__ or error)) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
+    with refusals(), devices.hidden_gpus(config.trainer):
+        devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
+        if devices.rank(config.trainer) > 0:
+            take_part(config)
+            return
+        record = finished_record(place, config)
+        if record is not None:
+            log.info("Finished earlier; overwrite=true runs it anew.")
+            if devices.launched(config.trainer):
+                _dismiss(config)
+        else:
+            record = _new_record(place, config)
     if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 

@@ -14,11 +14,11 @@ def main(config: DictConfig) -> None:
     from finepruning.attacks import Attack
     from finepruning.attacks.preview import write_preview
     from finepruning.data import ImageSet, pack
-    from finepruning.pipeline import Refused
+    from finepruning.pipeline import refusals
     from finepruning.pipeline.build import build_attack
     from finepruning.pipeline.targets import build
 
-    try:
+    with refusals():
         attack = build_attack(config)
         if not isinstance(attack, Attack):
             raise ValueError("attack=none and attack=suspect poison nothing to show. Choose another attack.")
@@ -28,8 +28,6 @@ def main(config: DictConfig) -> None:
         place = Path(config.runs_dir) / f"preview-{config.name}"
         for path in write_preview(images, attack, place):
             print(path)
-    except (ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
 
 
 if __name__ == "__main__":

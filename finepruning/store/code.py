@@ -22,6 +22,7 @@ ATTACKER = (
     "metrics.py",
     "modules",
     "networks",
+    "pictures.py",
     "pipeline/build.py",
     "pipeline/suspects.py",
     "pipeline/training.py",
@@ -42,7 +43,6 @@ DEFENDER = (
 # Scores of a network under stress; the key of the network says what made it.
 REFEREE = (
     *ATTACKER,
-    "data/image_files.py",
     "pipeline/stresses.py",
     "referee.py",
     "stress.py",

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from finepruning.data.hdf5 import printable
 from finepruning.pruning import add_mask, channel_count
 from finepruning.pruning.masks import MASK
 from finepruning.suspect.keras import from_keras, read_keras
-from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, printable, read_weights
+from finepruning.suspect.weights import KERAS, PREFIXES, UnreadableError, read_weights
 
 SLACK = 2**22  # bytes that any file may have
 NESTED = 8  # wrappers around a network, at most

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finepruning.data.hdf5 import held, printable
 from finepruning.suspect.flattening import flattened_maps
-from finepruning.suspect.weights import UnreadableError, printable
+from finepruning.suspect.weights import UnreadableError
 
-LARGEST_CHUNK = 2**24  # bytes; those of arrays that can grow may be larger than the array
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
 OPTIMIZERS = ("optimizer_weights", "optimizer")  # groups that hold no layer
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups of Keras 3's files
@@ -112,37 +112,15 @@ def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
         raise UnreadableError(f"The groups at {printable(place)} of the HDF5 file are nested too deep.")
     for name in group:
         here = f"{place}/{name}".lstrip("/")
-        item = held(group, name)
+        try:
+            item = held(group, name)
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
         if isinstance(item, h5py.Group):
             found += _arrays(item, here) if here not in OPTIMIZERS else []
         else:
             found.append((here, item))
     return found
-
-
-def held(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
-    """Return what a group of a stranger's HDF5 file holds under a name: a group, or an array of numbers.
-
-    Raises:
-        UnreadableError: If it is anything else, or lies elsewhere.
-    """
-    here = printable(f"{group.name}/{name}".lstrip("/"))
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise UnreadableError(f"{here} in the HDF5 file links to another place, which is refused.")
-    item = group[name]
-    if isinstance(item, h5py.Group):
-        return item
-    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-        raise UnreadableError(f"{here} in the HDF5 file is stored elsewhere, which is refused.")
-    if item.dtype.kind not in "fiu":
-        raise UnreadableError(f"{here} in the HDF5 file holds {item.dtype}, not numbers.")
-    chunk = math.prod(item.chunks or ()) * item.dtype.itemsize  # is unpacked as a whole
-    if chunk > max(item.nbytes, LARGEST_CHUNK):
-        raise UnreadableError(
-            f"{here} in the HDF5 file has {item.nbytes} bytes in chunks of {chunk / 1e6:.1f} MB, which is "
-            "refused."
-        )
-    return item
 
 
 def from_keras(

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from finepruning.attacks.triggers import Trigger
 from finepruning.data import ImageSet
-from finepruning.data.decoding import FORMATS, UNREADABLE
-from finepruning.data.image_files import eight_bit
+from finepruning.pictures import open_picture
 from finepruning.suspect.triggered import check_target
 
 
@@ -32,9 +30,9 @@ class PictureTrigger(Trigger):
         self, picture: Path, mask: Path | None = None, position: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        image = _open(picture, "attack.picture").convert("RGBA")
+        image = open_picture(picture, "attack.picture").convert("RGBA")
         if mask is not None:
-            over = _open(mask, "attack.mask").convert("L")
+            over = open_picture(mask, "attack.mask").convert("L")
             if over.size != image.size:
                 raise ValueError(
                     f"attack.mask is {over.height}x{over.width} pixels and attack.picture {image.height}x"
@@ -68,14 +66,6 @@ class PictureTrigger(Trigger):
         place = stamped[..., row : row + image.height, column : column + image.width]
         place.copy_(place.lerp(values.expand_as(place), alpha.expand_as(place)))
         return stamped
-
-
-def _open(path: Path, key: str) -> Image.Image:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return eight_bit(image).copy()
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is not an image ({error}). Change {key}.") from error
 
 
 class StampedImages:

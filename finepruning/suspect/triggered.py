@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from finepruning.data import ImageSet
-from finepruning.data.decoding import UNREADABLE
+from finepruning.data.hdf5 import read_labelled
 from finepruning.data.image_files import read_image
-from finepruning.suspect.keras import held
+from finepruning.pictures import UNREADABLE
 
-LARGEST = 4_000_000_000  # bytes of a file's arrays
 UNKNOWN = -1  # the label of an image whose true class is not told
 
 
@@ -128,14 +126,9 @@ def _read_hdf5(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return uint8 images (N, C, H, W) and labels (N,) of an HDF5 file."""
     try:
-        with h5py.File(file) as content:
-            found = [held(content, name) for name in ("data", "label")]
-            size = sum(array.nbytes for array in found)  # in memory: a small file can claim any
-            if size > LARGEST:
-                raise ValueError(f"it has {size / 1e9:.1f} GB of them; {LARGEST / 1e9:g} are read")
-            images, labels = np.asarray(found[0][()]), np.asarray(found[1][()]).reshape(-1)
-    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{key}: {file} is not an HDF5 file with data and label ({error}).") from error
+        images, labels = read_labelled(file)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
     if images.shape[1:] != tuple(image_shape) or len(images) == 0 or len(images) != len(labels):
         raise ValueError(
             f"{key}: {file} has data {list(images.shape)} and {len(labels)} labels; images of "

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finepruning.data.hdf5 import printable
 from finepruning.data.packed import DATA_VARIABLE, data_roots
 
 SAFETENSORS = (".safetensors",)
@@ -93,11 +94,6 @@ def _reason(error: Exception, path: Path) -> str:
         return f"it names {names}" if names else "it holds other objects"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-
-
-def printable(name: str) -> str:
-    """Return a stranger's name as a terminal may show it."""
-    return ascii(name)[1:-1][:80]
 
 
 def _weights_in(content: Any, path: Path, depth: int) -> Mapping[Any, Any]:

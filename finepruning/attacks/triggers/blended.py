@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from finepruning.attacks.triggers.base import Trigger, check_opacity
 from finepruning.attacks.triggers.chance import uniform
+from finepruning.pictures import opaque, open_picture
 
 
 class Blended(Trigger):
@@ -19,10 +20,12 @@ class Blended(Trigger):
     Args:
         alpha: Share of the picture in the mix, in (0, 1].
         seed: Seed of the random pattern, uniform in [0, 1] for each value of each pixel.
-        picture: An image file to take instead of it; it is scaled to the images' size.
+        picture: An image file to take instead of it; it is scaled to the images' size, and what is
+            transparent in it is black.
 
     Raises:
-        ValueError: If ``alpha`` is out of range, or the file is not an image.
+        ValueError: If ``alpha`` is out of range, or the file is not an image, or one whose values have no
+            known range.
         FileNotFoundError: If there is no such file.
     """
 
@@ -106,7 +109,4 @@ class TiledBlend(Blended):
 def _read(path: Path) -> Image.Image:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}. Change attack.trigger.picture.")
-    try:
-        return Image.open(path).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image. Change attack.trigger.picture.") from error
+    return opaque(open_picture(path, "attack.trigger.picture")).convert("RGB")

@@ -15,7 +15,8 @@ class CraftedPatch(Trigger):
 
     Args:
         size: Side of the square, in pixels. At least 1.
-        seed: Seed of the pattern from which crafting starts, uniform in [0, 1].
+        seed: Seed of the pattern, uniform in [0, 1], that is stamped until one is crafted. Crafting draws its
+            own first pattern.
 
     Raises:
         ValueError: If ``size`` is out of range, or an image is smaller than the square.
@@ -54,7 +55,7 @@ class CraftedPatch(Trigger):
         return paste(images, pattern.to(images))
 
     def first(self, channels: int) -> Tensor:
-        """Return the pattern (C, size, size) from which crafting starts."""
+        """Return the pattern (C, size, size) that is stamped until one is crafted."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.rand(channels, self.size, self.size, generator=generator)
 
