@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from finepruning.pipeline import Refused
 from finepruning.pipeline.epochs import last_checkpoint
 from finepruning.store import checksum
+from finepruning.store import lock as locks
 from tests.conftest import QUICK, ROOT, run_here
 from tests.test_main_job import RunHere, essence
 
@@ -114,6 +116,35 @@ def test_a_damaged_checkpoint_is_said_and_training_starts_anew(
     assert essence(quick_run(*job, store)) == essence(whole)
     assert f"{last} is damaged; this training starts anew." in caplog.text
     assert epochs(next((tmp_path / "runs").rglob("metrics.csv"))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("defense", "option"), [("prune", "defense.max_drop=0.5"), ("clp", "defense.u=0.5")])
+def test_a_defense_whose_lease_is_lost_is_refused_and_comes_out_the_same(
+    quick_run: RunHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defense: str, option: str
+) -> None:
+    from finepruning.pipeline import stages
+
+    job, store = (f"defense={defense}", option, "views=false"), f"store_dir={tmp_path / 'store'}"
+    whole = quick_run(*job)
+    fit, lost = stages.fit, []
+
+    def lose_the_lease(*arguments: Any, **options: Any) -> None:
+        fit(*arguments, **options)
+        leases = [] if lost else list((tmp_path / "store").glob("defended/*.lease"))
+        for lease in leases:
+            lost.append(lease)
+            lease.unlink()  # another machine took it while this one slept, and died
+            time.sleep(1.0)
+
+    monkeypatch.setattr(locks, "SECONDS", 3.0)
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(stages, "fit", lose_the_lease)
+    with pytest.raises(Refused, match=r"The lease of defended/\w+ is lost\. .* The same command goes on"):
+        quick_run(*job, store, "overwrite=true")
+    assert len(lost) == 1
+    again = quick_run(*job, store)
+    assert essence(again) == essence(whole)
+    assert sum(map(len, again["pruned"].values())) > 0
 
 
 def test_a_checkpoint_is_good_before_and_after_it_is_replaced(tmp_path: Path) -> None:
