@@ -22,9 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from finepruning import record as records
 from finepruning.pipeline import devices
 from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
-from finepruning.store import read_sources
+from finepruning.store import Store, read_sources
 
-__all__ = ["Refused", "finished_record", "run"]
+__all__ = ["Refused", "begin_store", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
@@ -144,6 +144,7 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         "command": shlex.join(["python", "run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }
+    begin_store(config)
     parts = build_parts(config)
     _claim(place, config)  # what cannot be built was never begun
     about |= records.environment()
@@ -182,7 +183,14 @@ def take_part(config: DictConfig) -> None:
     warnings.simplefilter("ignore")
     with suppress(DivergedError), together(config) as team:  # the first process reports that one
         if team.share():
+            begin_store(config)
             Run(config, build_parts(config), Path(config.runs_dir), [], team).stages()
+
+
+def begin_store(config: DictConfig) -> None:
+    """Make a store of the folder that data are packed into; one that can only be read stays as it is."""
+    with suppress(OSError):
+        Store(Path(config.store_dir)).begin()
 
 
 def _dismiss(config: DictConfig) -> None:

@@ -66,6 +66,16 @@ class Store:
         self.root = root
         check_version(root)
 
+    def begin(self) -> None:
+        """Write the file that tells a store from any other folder, unless it is there.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        if not (self.root / VERSION_FILE).exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_file(self.root / VERSION_FILE, f"{VERSION}\n".encode())
+
     def stage(
         self, kind: str, made_by: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]
     ) -> Stage:
@@ -150,8 +160,7 @@ class Store:
         partial = directory.with_name(f"{directory.name}{PARTIAL}")
         start = time.perf_counter()
         try:
-            if not (self.root / VERSION_FILE).exists():
-                write_file(self.root / VERSION_FILE, f"{VERSION}\n".encode())
+            self.begin()
             partial.mkdir(exist_ok=True)
             for stray in partial.glob(".*"):
                 stray.unlink()  # half-written by a process that was killed
