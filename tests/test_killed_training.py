@@ -1,13 +1,14 @@
 """A training that is killed at any moment goes on, and what comes out is the same."""
 
 import csv
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ def epochs(path: Path) -> list[int]:
         return [int(row["epoch"]) for row in csv.DictReader(file)]
 
 
-def start(places: tuple[str, ...]) -> subprocess.Popen[bytes]:
+def start(places: tuple[str, ...], stderr: int | None = None) -> subprocess.Popen[bytes]:
     environment = {key: value for key, value in os.environ.items() if key != "FINEPRUNING_DATA"}
-    return subprocess.Popen([sys.executable, "run.py", *JOB, *places], cwd=ROOT, env=environment)
+    command = [sys.executable, "run.py", *JOB, *places]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
 
 
-def kill_when(seen: Callable[[], bool], delay: float, process: subprocess.Popen[bytes]) -> None:
+def wait_for(seen: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while not seen() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def kill_when(seen: Callable[[], bool], delay: float, process: subprocess.Popen[bytes]) -> None:
+    wait_for(seen, process)
     time.sleep(delay)
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -81,6 +87,63 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
             process.kill()
             kills += process.wait() == -signal.SIGKILL
     check_equal(tmp_path, run_here(*JOB, *places), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_ends_with_the_status_of_the_signal_and_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
+    process = start(places, stderr=subprocess.PIPE)
+    wait_for(lambda: any(tmp_path.glob("store/suspect/*.partial/last.ckpt")), process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    sentence = f"Stopped by {number.name}. The same command goes on from the last finished epoch."
+    assert said.decode().splitlines()[-1] == sentence
+    assert "Traceback" not in said.decode()
+    assert not list(tmp_path.rglob("record.json"))
+    check_equal(tmp_path, run_here(*JOB, *places), whole_run(tmp_path))
+
+
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C as it was, which Lightning switches off once it was hit."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_training_is_said_and_is_no_success(
+    quick_run: RunHere,
+    tmp_path: Path,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from finepruning.modules import BackdooredClassifier
+
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        patch.setattr(BackdooredClassifier, "on_train_epoch_end", lambda _: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stopped:
+            quick_run("defense=none", f"store_dir={tmp_path / 'store'}")
+    assert stopped.value.code == 128 + number
+    assert f"Stopped by {number.name}. The same command goes on" in caplog.text
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_ctrl_c_outside_of_training_is_said(quick_run: RunHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finepruning.pipeline.build.pack", stop)
+    with pytest.raises(SystemExit) as stopped:
+        quick_run("defense=none")
+    assert stopped.value.code == 130
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no checksums"])

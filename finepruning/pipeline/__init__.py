@@ -7,6 +7,7 @@ functions, so that ``--help`` and the parent of a sweep never do.
 import logging
 import shlex
 import shutil
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -40,6 +41,7 @@ def run(config: DictConfig) -> None:
 
     Raises:
         Refused: If the configuration cannot be run; the message says why and which key to change.
+        SystemExit: If a signal stopped it, with the status of a shell, 128 and the signal's number.
     """
     read_sources()  # before any of it is imported
     place = Path(HydraConfig.get().runtime.output_dir)
@@ -61,11 +63,30 @@ def run(config: DictConfig) -> None:
         raise Refused(str(error.__cause__ or error)) from error
     except (ValueError, TypeError, OSError) as error:
         raise Refused(str(error)) from error
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = _stopped_by(error)
+        if number is None:
+            raise
+        log.info("Stopped by %s. The same command goes on from the last finished epoch.", number.name)
+        raise SystemExit(128 + number) from error
     if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 
         show([record])
         log.info("Record: %s", place / records.FILE)
+
+
+def _stopped_by(error: BaseException) -> signal.Signals | None:
+    """Return the signal that ended a run; None if it was another thing.
+
+    After a Ctrl-C Lightning exits with status 1, after a SIGTERM with none, which counts as success.
+    """
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    if isinstance(error, SIGTERMException):
+        return signal.SIGTERM
+    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    return signal.SIGINT if interrupted else None
 
 
 def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
