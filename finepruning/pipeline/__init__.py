@@ -6,15 +6,12 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import shlex
-import shutil
 import signal
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
@@ -22,14 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning.pipeline import devices
-from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
+from finepruning.pipeline.places import claim, finished_record
+from finepruning.pipeline.resolvers import attack_name
 from finepruning.store import Store, read_sources
 
 __all__ = ["Refused", "begin_store", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
-CONFIG_FILE = "config.yaml"
-LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when it ends
 
 
 class Refused(CompactHydraException):
@@ -89,63 +85,6 @@ def _stopped_by(error: BaseException) -> signal.Signals | None:
     return signal.SIGINT if interrupted else None
 
 
-def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
-    """Return the record in a run's folder if this very run is finished there, and may stay.
-
-    Raises:
-        ValueError: If a run with another configuration, or with other files, has this name, or the record
-            is damaged.
-    """
-    file = place / CONFIG_FILE
-    if config.overwrite or not file.exists():
-        return None
-    theirs = _claim_of(file)
-    if theirs["choices_hash"] != choices_hash(config):
-        raise ValueError(
-            f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
-            "another name, leave it to the default, or set overwrite=true to replace that run."
-        )
-    record = records.read(place)
-    if record is None or record["status"] != "finished":
-        return None
-    _check_files(config, theirs["files"], file_hashes(config))
-    return record
-
-
-def _claim_of(file: Path) -> Mapping[str, Any]:
-    """Return what a run's folder was taken for."""
-    try:
-        found = yaml.safe_load(file.read_text())
-        return {"choices_hash": found["choices_hash"], "files": found.get("files", {})}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}). Delete it to run again.") from error
-
-
-def _claim(place: Path, config: DictConfig) -> None:
-    """Take a run's folder for a run that is still to do; what an earlier one left there goes."""
-    from finepruning.store import write_file
-
-    (place / records.FILE).unlink(missing_ok=True)
-    for folder in LEFT_BY_RUNS:
-        shutil.rmtree(place / folder, ignore_errors=True)
-    about = {
-        "choices_hash": choices_hash(config),
-        "files": file_hashes(config),
-        "config": OmegaConf.to_container(config, resolve=True),
-    }
-    write_file(place / CONFIG_FILE, yaml.safe_dump(about, sort_keys=False).encode())
-
-
-def _check_files(config: DictConfig, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise ValueError if a file is another one than the finished run read."""
-    for key, content in now.items():
-        if before.get(key, content) != content:
-            raise ValueError(
-                f"{key}={OmegaConf.select(config, key)} has another content than the run {config.name!r} "
-                "read. Set overwrite=true to replace that run, or choose another name."
-            )
-
-
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     """Run the stages and write the record, a failed one if training diverges."""
     from finepruning.modules import DivergedError
@@ -167,7 +106,7 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
     }
     begin_store(config)
     parts = build_parts(config)
-    _claim(place, config)  # what cannot be built was never begun
+    claim(place, config)  # what cannot be built was never begun
     about |= records.environment()
     try:
         with together(config, take_part) as team:
