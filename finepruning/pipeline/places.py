@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, whether the run is finished there, and what goes when it is run anew."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,15 +11,19 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
-from finepruning.pipeline.resolvers import choices_hash, file_hashes
+from finepruning.pipeline.resolvers import choices_hash, file_hashes, folder_hashes
 from finepruning.store.code import ROOMS
 
 CONFIG_FILE = "config.yaml"
 LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when it ends
 
+log = logging.getLogger(__name__)
+
 
 def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
     """Return the record in a run's folder if this very run is finished there, and may stay.
+
+    Where images came, went or changed since in a folder of somebody's own, the run is to do again.
 
     Raises:
         ValueError: If the name leaves ``runs_dir``, a run with another configuration, or with other files,
@@ -43,6 +48,10 @@ def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
             f"{key}={OmegaConf.select(config, key)} has another content than the run {config.name!r} "
             "read. Set overwrite=true to replace that run, or choose another name."
         )
+    if changed := _changed(theirs["files"], folder_hashes(config)):
+        named = OmegaConf.select(config, changed[0])
+        log.info("%s=%s has changed since %s; it is run again.", changed[0], named, config.name)
+        return None
     return record
 
 
@@ -77,7 +86,7 @@ def claim(place: Path, config: DictConfig) -> None:
 
     file = place / CONFIG_FILE
     theirs = _claim_of(file) if file.exists() else None
-    chosen, files = choices_hash(config), file_hashes(config)
+    chosen, files = choices_hash(config), file_hashes(config) | folder_hashes(config)
     if theirs is None:
         records.read(place)
     else:
