@@ -136,7 +136,7 @@ def test_a_job_that_needs_more_memory_than_there_is_leaves_the_others_alone(
     ("number", "reason"),
     [
         (signal.SIGKILL, r"killed by signal 9 \(SIGKILL\)"),
-        (signal.SIGTERM, r"ended without a record|SIGTERM"),
+        (signal.SIGTERM, r"exit status 143|SIGTERM"),
     ],
 )
 def test_a_job_that_is_killed_takes_no_other_with_it(

@@ -1,12 +1,10 @@
-"""What may happen to a store: damage, full and read-only disks, dead and sleeping lock holders, clocks."""
+"""What may happen to a store: damage, full and read-only disks, clocks."""
 
 import json
-import logging
 import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import SoftFileLease
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finepruning.store import Store
-from finepruning.store import lock as locks
 from finepruning.store.stages import fault
 
 FORK = multiprocessing.get_context("fork")
@@ -80,6 +76,20 @@ def test_a_damaged_stage_is_set_aside_and_said(tmp_path: Path, caplog: pytest.Lo
     assert stage.directory.with_name(f"{stage.directory.name}.damaged-2").is_dir()
 
 
+def test_a_stage_that_cannot_be_read_back_is_said_and_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finepruning.store.stages.fault", lambda _: "network.safetensors is damaged")
+    made: list[Path] = []
+
+    def make_once(directory: Path) -> Mapping[str, Any]:
+        made.append(directory)
+        return make(directory) if len(made) == 1 else pytest.fail("made again")
+
+    with pytest.raises(OSError, match=r"written to .*suspect/\w+ cannot be read back\. Check that disk"):
+        Store(tmp_path).stage("suspect", SEED, make_once)
+
+
 def test_no_half_written_file_of_a_killed_process_is_kept(tmp_path: Path) -> None:
     stage = Store(tmp_path).stage("suspect", SEED, make)
     shutil.move(stage.directory, f"{stage.directory}.partial")
@@ -87,114 +97,6 @@ def test_no_half_written_file_of_a_killed_process_is_kept(tmp_path: Path) -> Non
     again = Store(tmp_path).stage("suspect", SEED, make)
     assert set(again.about["files"]) == {"network.safetensors", "more/table.txt"}
     assert ".network.safetensors.host.12" not in contents(again.directory)
-
-
-def hold_for_ever(root: Path) -> None:
-    Store(root).stage("suspect", SEED, lambda directory: time.sleep(600) or {})
-
-
-def started_holder(root: Path) -> Any:
-    process = FORK.Process(target=hold_for_ever, args=(root,))
-    process.start()
-    deadline = time.monotonic() + 60
-    while not list(root.glob("suspect/*.partial")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return process
-
-
-def test_the_lock_of_a_killed_process_is_taken_at_once(tmp_path: Path) -> None:
-    process = started_holder(tmp_path)
-    lock = next(tmp_path.glob("suspect/*.lease"))
-    assert f"pid={process.pid}" in lock.read_text()
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert lock.exists()
-    start = time.monotonic()
-    assert Store(tmp_path).stage("suspect", SEED, make).reused is False
-    assert time.monotonic() - start < locks.SECONDS / 6
-    assert not lock.exists()
-
-
-def leave_lock(root: Path, **changes: str) -> Path:
-    """Leave the lock of a maker, with some of its lines changed; return it."""
-    key = Store(root).stage("suspect", SEED, make).directory
-    shutil.rmtree(key)
-    lease = SoftFileLease(f"{key}.lease", lease_duration=locks.SECONDS, heartbeat_interval=locks.SECONDS / 2)
-    lease.acquire()
-    lines = dict(line.split("=", 1) for line in Path(lease.lock_file).read_text().splitlines()[1:])
-    lease.release()
-    text = "".join(f"{name}={value}\n" for name, value in (lines | changes).items())
-    Path(lease.lock_file).write_text(f"filelock/2\n{text}")
-    return Path(lease.lock_file)
-
-
-def test_a_lock_whose_process_started_at_another_time_is_taken(tmp_path: Path) -> None:
-    leave_lock(tmp_path, start="1")  # this process lives, and its number is written there
-    start = time.monotonic()
-    Store(tmp_path).stage("suspect", SEED, make)
-    assert time.monotonic() - start < locks.SECONDS / 6
-
-
-def test_a_silent_machine_loses_its_lock_and_a_live_one_keeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(locks, "SECONDS", 1.5)
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.3)
-    caplog.set_level(logging.INFO)
-    lock = leave_lock(tmp_path, host="elsewhere", pid="1", duration="1.5")
-    beats = 4
-    start = time.monotonic()
-
-    def beat() -> None:
-        for _ in range(beats):
-            time.sleep(0.5)
-            lock.touch()
-
-    process = FORK.Process(target=beat)
-    process.start()
-    assert Store(tmp_path).stage("suspect", SEED, make).reused is False
-    assert time.monotonic() - start >= beats * 0.5 + 1.4
-    assert "is being made by process 1 on elsewhere; waiting for it" in caplog.text
-
-
-def test_a_maker_that_slept_uses_what_another_one_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(locks, "SECONDS", 1.0)
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
-    slept = []
-
-    def sleep(directory: Path) -> Mapping[str, Any]:
-        slept.append(1)
-        lock = next(tmp_path.glob("suspect/*.lease"))
-        lock.unlink()  # what the other one does after it has waited
-        Store(tmp_path).stage("suspect", SEED, make)
-        time.sleep(1.0)
-        return make(directory)
-
-    stage = Store(tmp_path).stage("suspect", SEED, sleep)
-    assert len(slept) == 1
-    assert stage.reused is True
-    assert contents(stage.directory).keys() == {"network.safetensors", "more/table.txt"}
-    assert "another one took over" in caplog.text
-
-
-def test_a_maker_that_lost_its_lease_publishes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "SECONDS", 1.0)
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.2)
-    made = []
-
-    def sleep_once(directory: Path) -> Mapping[str, Any]:
-        made.append(directory)
-        if len(made) == 1:
-            next(tmp_path.glob("suspect/*.lease")).unlink()  # another one has taken it, and is at work
-            time.sleep(1.0)
-        return make(directory)
-
-    Store(tmp_path).stage("suspect", SEED, sleep_once)
-    assert len(made) == 2  # what was made without the lease was not published
 
 
 def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

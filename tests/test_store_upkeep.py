@@ -15,9 +15,11 @@ import pytest
 from finepruning import record as records
 from finepruning.data import pack
 from finepruning.data.digits import Digits
+from finepruning.pipeline import Refused
 from finepruning.store import Store, held
 from finepruning.store.__main__ import main
 from tests.conftest import ROOT
+from tests.test_main_job import RunHere
 
 SUSPECT: dict[str, Any] = {
     "seed": 7,
@@ -32,6 +34,7 @@ FACTS = {
     **{"seed": 7, "status": "finished", "config": {}},
 }
 DAY = 86400
+NAME = "0123456789abcdef"  # of a stage
 
 
 def make(directory: Path) -> Mapping[str, Any]:
@@ -51,9 +54,9 @@ def places(tmp_path: Path) -> tuple[str, ...]:
     run.mkdir(parents=True)
     needed = store.stage("suspect", SUSPECT, make)
     store.stage("suspect", SUSPECT | {"seed": 8}, make)
-    (needed.directory.with_name("0123.partial")).mkdir()
-    (needed.directory.with_name("0123.partial") / "last.ckpt").write_bytes(bytes(10))
-    (needed.directory.with_name("4567.damaged-1")).mkdir()
+    (needed.directory.with_name(f"{NAME}.partial")).mkdir()
+    (needed.directory.with_name(f"{NAME}.partial") / "last.ckpt").write_bytes(bytes(10))
+    (needed.directory.with_name(f"{NAME}.damaged-1")).mkdir()
     records.write(run, FACTS | {"stages": {"suspect": needed.key}})
     age(tmp_path / "store", 3)
     return "--store", str(tmp_path / "store"), "--runs", str(tmp_path / "runs")
@@ -80,8 +83,8 @@ def test_the_list_says_what_made_each_stage(
     other = next(line for line in lines if key_of(places, 8) in line)
     assert "PatchTrigger" in other
     assert " 0 " in other
-    assert "interrupted" in next(line for line in lines if "0123.partial" in line)
-    assert "set aside" in next(line for line in lines if "4567.damaged-1" in line)
+    assert "interrupted" in next(line for line in lines if f"{NAME}.partial" in line)
+    assert "set aside" in next(line for line in lines if f"{NAME}.damaged-1" in line)
     assert "4 entries, 4.0 MB." in lines
 
 
@@ -101,7 +104,7 @@ def test_a_damaged_stage_makes_verify_fail(
 def test_packed_data_that_changed_makes_verify_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Store(tmp_path)
+    Store(tmp_path).begin()
     packed = pack(Digits(size=8), tmp_path / "data")
     assert len(packed.train) > 1000
     assert main(["verify", "--store", str(tmp_path)]) == 0
@@ -115,7 +118,7 @@ def test_packed_data_that_changed_makes_verify_fail(
 
 
 def test_an_old_lock_goes_and_a_new_one_stays(places: tuple[str, ...]) -> None:
-    old, new = (Path(places[1]) / "suspect" / f"{name}.lock" for name in ("old", "new"))
+    old, new = (Path(places[1]) / "suspect" / f"{name * 16}.lock" for name in "01")
     old.touch()
     age(Path(places[1]), 3)
     new.touch()
@@ -173,7 +176,7 @@ def test_what_the_clock_says_is_to_come_stays(places: tuple[str, ...]) -> None:
 
 
 def hold(path: Path, ready: Any, done: Any) -> None:
-    with held(path, "suspect/0123"):
+    with held(path, f"suspect/{NAME}"):
         ready.set()
         done.wait(60)
 
@@ -181,13 +184,13 @@ def hold(path: Path, ready: Any, done: Any) -> None:
 def test_what_a_live_lock_holds_stays(places: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    process = context.Process(target=hold, args=(Path(places[1]) / "suspect" / "0123", ready, done))
+    process = context.Process(target=hold, args=(Path(places[1]) / "suspect" / NAME, ready, done))
     process.start()
     assert ready.wait(60)
     before = set(left(places))
     assert main(["prune", *places, "--yes"]) == 0
-    assert before - set(left(places)) == {"4567.damaged-1"}
-    assert f"suspect/0123.partial is being made by process {process.pid}" in capsys.readouterr().out
+    assert before - set(left(places)) == {f"{NAME}.damaged-1"}
+    assert f"suspect/{NAME}.partial is being made by process {process.pid}" in capsys.readouterr().out
     done.set()
     process.join()
     assert main(["prune", *places, "--yes"]) == 0
@@ -218,6 +221,56 @@ def test_a_record_that_cannot_be_read_stops_the_removal(
     assert "two/record.json is damaged" in capsys.readouterr().err
     assert left(places) == before
     assert main(["list", *places]) == 0
+
+
+def test_a_folder_that_is_no_store_is_refused_and_loses_nothing(
+    places: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "home"
+    (mine / "suspect" / NAME).mkdir(parents=True)
+    (mine / "photos" / "summer").mkdir(parents=True)
+    for command in (["list", *places[2:]], ["verify"], ["prune", *places[2:], "--yes", "--unused-for", "0"]):
+        assert main([command[0], "--store", str(mine), *command[1:]]) == 2
+        assert f"--store {mine} is no store, or one of an early version" in capsys.readouterr().err
+    assert sorted(path.name for path in mine.rglob("*")) == [NAME, "photos", "summer", "suspect"]
+
+
+def test_a_store_that_only_holds_packed_data_is_one(
+    quick_run: RunHere, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    with pytest.raises(Refused, match="Target label 10 is not one of the 10 classes"):
+        quick_run(f"store_dir={store}", "attack.target_label=10")  # which is seen when data are there
+    assert main(["verify", "--store", store]) == 0
+    assert "1 checked, 0 damaged." in capsys.readouterr().out
+
+
+def test_an_empty_folder_has_nothing_to_remove(
+    tmp_path: Path, places: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["prune", "--store", str(tmp_path / "empty"), *places[2:], "--yes"]) == 0
+    assert "Nothing to remove." in capsys.readouterr().out
+
+
+def test_what_somebody_put_into_a_store_stays(places: tuple[str, ...]) -> None:
+    root, kept = Path(places[1]), key_of(places, 7)
+    (root / "suspect" / "ABC" / "more").mkdir(parents=True)
+    for name in ("suspect/notes", "suspect/notes.partial", "data/raw", f"photos/{NAME}", "env/lib"):
+        (root / name).mkdir(parents=True)
+    (root / "suspect" / "my.lock").touch()
+    age(root, 3)
+    assert main(["prune", *places, "--yes"]) == 0
+    assert left(places) == sorted([kept, "ABC", "notes", "notes.partial", "my.lock"])
+    assert all((root / name).is_dir() for name in ("data/raw", f"photos/{NAME}", "env/lib"))
+
+
+def test_a_stage_by_another_name_that_says_what_it_is_counts_as_one(places: tuple[str, ...]) -> None:
+    unneeded = Path(places[1]) / "suspect" / key_of(places, 8)
+    unneeded.rename(unneeded.with_name("copy"))
+    age(Path(places[1]), 3)
+    assert main(["prune", *places, "--yes"]) == 0
+    assert left(places) == [key_of(places, 7)]
 
 
 def test_folders_that_are_not_there_and_newer_stores_are_refused(

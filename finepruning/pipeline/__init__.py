@@ -6,14 +6,12 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import shlex
-import shutil
+import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
@@ -21,29 +19,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning.pipeline import devices
-from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
-from finepruning.store import read_sources
+from finepruning.pipeline.places import claim, finished_record
+from finepruning.pipeline.resolvers import attack_name
+from finepruning.store import Store, read_sources
 
-__all__ = ["Refused", "finished_record", "refusals", "run"]
+__all__ = ["Refused", "begin_store", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
-CONFIG_FILE = "config.yaml"
-LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when it ends
 
 
 class Refused(CompactHydraException):
     """A configuration that cannot be run. Hydra prints the sentence, without a traceback."""
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """Turn what checks of a configuration and its parts say into Refused, without what Hydra adds to it."""
-    try:
-        yield
-    except InstantiationException as error:
-        raise Refused(str(error.__cause__ or error)) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
 
 
 def run(config: DictConfig) -> None:
@@ -51,22 +37,34 @@ def run(config: DictConfig) -> None:
 
     Raises:
         Refused: If the configuration cannot be run; the message says why and which key to change.
+        SystemExit: If a signal stopped it, with the status of a shell, 128 and the signal's number.
     """
     read_sources()  # before any of it is imported
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    with refusals(), devices.hidden_gpus(config.trainer):
-        devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
-        if devices.rank(config.trainer) > 0:
-            take_part(config)
-            return
-        record = finished_record(place, config)
-        if record is not None:
-            log.info("Finished earlier; overwrite=true runs it anew.")
-            if devices.launched(config.trainer):
-                _dismiss(config)
-        else:
-            record = _new_record(place, config)
+    try:
+        with devices.hidden_gpus(config.trainer):
+            devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
+            if devices.rank(config.trainer) > 0:
+                take_part(config)
+                return
+            record = finished_record(place, config)
+            if record is not None:
+                log.info("Finished earlier; overwrite=true runs it anew.")
+                if devices.launched(config.trainer):
+                    _dismiss(config)
+            else:
+                record = _new_record(place, config)
+    except InstantiationException as error:  # Hydra wraps what a class's own check says
+        raise Refused(str(error.__cause__ or error)) from error
+    except (ValueError, TypeError, OSError) as error:
+        raise Refused(str(error)) from error
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = _stopped_by(error)
+        if number is None:
+            raise
+        log.info("Stopped by %s. The same command goes on from the last finished epoch.", number.name)
+        raise SystemExit(128 + number) from error
     if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 
@@ -74,61 +72,17 @@ def run(config: DictConfig) -> None:
         log.info("Record: %s", place / records.FILE)
 
 
-def finished_record(place: Path, config: DictConfig) -> dict[str, Any] | None:
-    """Return the record in a run's folder if this very run is finished there, and may stay.
+def _stopped_by(error: BaseException) -> signal.Signals | None:
+    """Return the signal that ended a run; None if it was another thing.
 
-    Raises:
-        ValueError: If a run with another configuration, or with other files, has this name, or the record
-            is damaged.
+    After a Ctrl-C Lightning exits with status 1, after a SIGTERM with none, which counts as success.
     """
-    file = place / CONFIG_FILE
-    if config.overwrite or not file.exists():
-        return None
-    theirs = _claim_of(file)
-    if theirs["choices_hash"] != choices_hash(config):
-        raise ValueError(
-            f"The name {config.name!r} belongs to a run with another configuration ({file}). Choose "
-            "another name, leave it to the default, or set overwrite=true to replace that run."
-        )
-    record = records.read(place)
-    if record is None or record["status"] != "finished":
-        return None
-    _check_files(config, theirs["files"], file_hashes(config))
-    return record
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-
-def _claim_of(file: Path) -> Mapping[str, Any]:
-    """Return what a run's folder was taken for."""
-    try:
-        found = yaml.safe_load(file.read_text())
-        return {"choices_hash": found["choices_hash"], "files": found.get("files", {})}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}). Delete it to run again.") from error
-
-
-def _claim(place: Path, config: DictConfig) -> None:
-    """Take a run's folder for a run that is still to do; what an earlier one left there goes."""
-    from finepruning.store import write_file
-
-    (place / records.FILE).unlink(missing_ok=True)
-    for folder in LEFT_BY_RUNS:
-        shutil.rmtree(place / folder, ignore_errors=True)
-    about = {
-        "choices_hash": choices_hash(config),
-        "files": file_hashes(config),
-        "config": OmegaConf.to_container(config, resolve=True),
-    }
-    write_file(place / CONFIG_FILE, yaml.safe_dump(about, sort_keys=False).encode())
-
-
-def _check_files(config: DictConfig, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise ValueError if a file is another one than the finished run read."""
-    for key, content in now.items():
-        if before.get(key, content) != content:
-            raise ValueError(
-                f"{key}={OmegaConf.select(config, key)} has another content than the run {config.name!r} "
-                "read. Set overwrite=true to replace that run, or choose another name."
-            )
+    if isinstance(error, SIGTERMException):
+        return signal.SIGTERM
+    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+    return signal.SIGINT if interrupted else None
 
 
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
@@ -150,8 +104,9 @@ def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:
         "command": shlex.join(["python", "run.py", *hydra.overrides.task]),
         "config": OmegaConf.to_container(config, resolve=True),
     }
+    begin_store(config)
     parts = build_parts(config)
-    _claim(place, config)  # what cannot be built was never begun
+    claim(place, config)  # what cannot be built was never begun
     about |= records.environment()
     try:
         with together(config, take_part) as team:
@@ -188,7 +143,14 @@ def take_part(config: DictConfig) -> None:
     warnings.simplefilter("ignore")
     with suppress(DivergedError), together(config) as team:  # the first process reports that one
         if team.share():
+            begin_store(config)
             Run(config, build_parts(config), Path(config.runs_dir), [], team).stages()
+
+
+def begin_store(config: DictConfig) -> None:
+    """Make a store of the folder that data are packed into; one that can only be read stays as it is."""
+    with suppress(OSError):
+        Store(Path(config.store_dir)).begin()
 
 
 def _dismiss(config: DictConfig) -> None:

@@ -14,14 +14,16 @@ def main(config: DictConfig) -> None:
     from finepruning.attacks import Attack
     from finepruning.attacks.preview import write_preview
     from finepruning.data import ImageSet, pack
-    from finepruning.pipeline import refusals
+    from finepruning.pipeline import begin_store
     from finepruning.pipeline.build import build_attack
+    from finepruning.pipeline.refusals import refusals
     from finepruning.pipeline.targets import build
 
     with refusals():
         attack = build_attack(config)
         if not isinstance(attack, Attack):
             raise ValueError("attack=none and attack=suspect poison nothing to show. Choose another attack.")
+        begin_store(config)
         packed = pack(build(config.dataset), Path(config.store_dir) / "data")
         images = ImageSet.whole(packed.train, packed.train_labels, packed.signal)
         attack.check(images, len(packed.classes))

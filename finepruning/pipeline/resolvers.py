@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +28,7 @@ FILES = (  # keys of what a user brings along
     *("attack.picture", "attack.mask", "attack.triggered", "attack.clean"),
     *(f"attack.{trigger}.picture" for trigger in ("trigger", "training_trigger", "cover_trigger")),
 )
+FOLDERS = ("dataset.root", "attack.source.dataset.root")  # likewise, of images with one sub-folder a class
 
 
 def choices_hash(config: DictConfig) -> str:
@@ -67,6 +69,35 @@ def file_hashes(config: DictConfig) -> dict[str, str]:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         hashes[key] = digest.hexdigest()[:16]
     return hashes
+
+
+def folder_hashes(config: DictConfig) -> dict[str, str]:
+    """Return a short hash of each folder of images that a configuration names, by key.
+
+    Names, sizes and times of its files count, as for the packed data, and nothing is read: with tens of
+    thousands of images this is asked before every run. What is not there is left out.
+    """
+    names = {key: name for key in FOLDERS if (name := OmegaConf.select(config, key))}
+    if not names:
+        return {}
+    from finepruning.suspect import find_file  # here, since it loads torch
+
+    hashes = {}
+    for key, name in names.items():
+        try:
+            files = sorted(_stamps(find_file(str(name), key)))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # whoever reads it says so
+        hashes[key] = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return hashes
+
+
+def _stamps(root: Path) -> Iterator[tuple[str, int, int]]:
+    for folder in root.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            for file in os.scandir(folder):
+                stat = file.stat()
+                yield f"{folder.name}/{file.name}", stat.st_size, stat.st_mtime_ns
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

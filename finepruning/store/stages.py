@@ -66,6 +66,16 @@ class Store:
         self.root = root
         check_version(root)
 
+    def begin(self) -> None:
+        """Write the file that tells a store from any other folder, unless it is there.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        if not (self.root / VERSION_FILE).exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_file(self.root / VERSION_FILE, f"{VERSION}\n".encode())
+
     def stage(
         self, kind: str, made_by: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]
     ) -> Stage:
@@ -78,27 +88,52 @@ class Store:
                 earlier, interrupted call there.
 
         Raises:
-            OSError: If it is not there and the store cannot be written, or has no room.
+            OSError: If it is not there and the store cannot be written, or has no room; or if the lease was
+                lost while it was made, and nobody else made it.
         """
         found = self.find(kind, made_by)
-        while found is None:
-            key = stage_key(kind, made_by)
-            directory = self.root / key
-            with held(directory, key) as lease:
-                found = self.find(kind, made_by)  # another process may have made it meanwhile
-                if found is not None:
-                    break
-                if directory.exists():
-                    log.warning("%s: %s. It is set aside as %s.", key, fault(directory), set_aside(directory))
-                try:
-                    self._make(key, made_by, make, lease)
-                    found = self._open(key, reused=False)
-                except Exception:
-                    if lease.compromise is None:
-                        raise
-                    log.warning(
-                        "This process did not answer for %d s, and another one took over %s.", SECONDS, key
-                    )
+        if found is not None:
+            return found
+        key = stage_key(kind, made_by)
+        directory = self.root / key
+        with held(directory, key) as lease:
+            found = self.find(kind, made_by)  # another process may have made it meanwhile
+            if found is not None:
+                return found
+            if directory.exists():
+                log.warning("%s: %s. It is set aside as %s.", key, fault(directory), set_aside(directory))
+            try:
+                self._make(key, made_by, make, lease)
+                return self._read_back(key)
+            except Exception:
+                if lease.compromise is None:
+                    raise
+        return self._wait_for_other(kind, made_by)
+
+    def _read_back(self, key: str) -> Stage:
+        stage = self._open(key, reused=False)
+        if stage is None:
+            raise OSError(f"What was just written to {self.root / key} cannot be read back. Check that disk.")
+        return stage
+
+    def _wait_for_other(self, kind: str, made_by: Mapping[str, Any]) -> Stage:
+        """Return the stage that another process made which took over.
+
+        It is not made here again: what makes it may act once only, as a callback that prunes does.
+
+        Raises:
+            OSError: If the other process did not make it.
+        """
+        key = stage_key(kind, made_by)
+        lost = f"This process did not answer for {SECONDS:.0f} s, and another one took over {key}"
+        log.warning("%s.", lost)
+        with held(self.root / key, key):
+            found = self.find(kind, made_by)
+        if found is None:
+            raise OSError(
+                f"The lease of {key} is lost. {lost}, but did not make it. The same command goes on from "
+                "what is done."
+            )
         return found
 
     def find(self, kind: str, made_by: Mapping[str, Any]) -> Stage | None:
@@ -125,8 +160,7 @@ class Store:
         partial = directory.with_name(f"{directory.name}{PARTIAL}")
         start = time.perf_counter()
         try:
-            if not (self.root / VERSION_FILE).exists():
-                write_file(self.root / VERSION_FILE, f"{VERSION}\n".encode())
+            self.begin()
             partial.mkdir(exist_ok=True)
             for stray in partial.glob(".*"):
                 stray.unlink()  # half-written by a process that was killed

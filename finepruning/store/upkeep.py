@@ -1,6 +1,7 @@
 """What lies in a store, what is damaged, and what nobody needs any more. Nothing here loads torch."""
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finepruning import record as records
+from finepruning.store.code import ROOMS
 from finepruning.store.lock import SUFFIX, holder, try_lock
-from finepruning.store.stages import ABOUT, PARTIAL, check_version, fault
+from finepruning.store.stages import ABOUT, PARTIAL, VERSION_FILE, check_version, fault
 
 State = Literal["finished", "packed", "interrupted", "set aside", "lock"]
 DATA = "data"
 ASIDE = (".damaged-", ".pruned")  # parts of the names of folders that no run opens
+# a stage's or a packed data set's, with what is added to it
+OUR_NAME = re.compile(r"(\w+-)?[0-9a-f]{16}(\.partial|\.damaged-\d+|\.pruned|\.lock)*")
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,18 @@ def list_entries(root: Path, runs: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """
     if not root.is_dir():
         raise ValueError(f"--store {root} is not a folder.")
+    if not (root / VERSION_FILE).exists() and any(root.iterdir()):
+        raise ValueError(
+            f"--store {root} is no store, or one of an early version: it has no file {VERSION_FILE!r}. Give "
+            "the store_dir of a run; the next run that uses it writes that file."
+        )
     check_version(root)
     users: dict[str, list[Mapping[str, Any]]] = {}
     for record in runs:
         for key in record.get("stages", {}).values():
             users.setdefault(key, []).append(record)
-    paths = [path for kind in root.iterdir() if kind.is_dir() for path in kind.iterdir()]
+    kinds = [root / kind for kind in (*ROOMS, DATA)]
+    paths = [path for kind in kinds if kind.is_dir() for path in kind.iterdir()]
     entries = [entry for path in paths if (entry := _entry(root, path, users)) is not None]
     by_data: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
@@ -165,7 +175,12 @@ def remove(root: Path, entry: Entry) -> bool:
 
 
 def _entry(root: Path, path: Path, users: Mapping[str, list[Mapping[str, Any]]]) -> Entry | None:
-    """Return what a path in a store is; None if it belongs to something else there."""
+    """Return what a path in a store is; None if it belongs to something else there.
+
+    What neither has a name that the store gives nor says what it is was put there by somebody else.
+    """
+    if not (OUR_NAME.fullmatch(path.name) or (path / ABOUT).is_file()):
+        return None
     key = str(path.relative_to(root))
     packed = path.parent.name == DATA
     state: State
