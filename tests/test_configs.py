@@ -2,18 +2,24 @@
 
 import inspect
 import itertools
+import pickle
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, RunMode
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from finepruning import launcher
-from finepruning.pipeline.resolvers import cpu_precision
+from finepruning.launcher.jobs import compose
+from finepruning.pipeline.resolvers import choices_hash, cpu_precision
 from finepruning.pipeline.targets import ALLOWED_TARGETS, build
 from tests.conftest import ROOT, composed
 
@@ -170,8 +176,28 @@ def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
         ("avx2 avx512f", "32-true"),
     ):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-        assert cpu_precision(tmp_path / "cpuinfo") == precision
-    assert cpu_precision(tmp_path / "none") == "32-true"
+        assert cpu_precision(cpuinfo=tmp_path / "cpuinfo") == precision
+    assert cpu_precision(cpuinfo=tmp_path / "none") == "32-true"
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
+def test_a_sweeps_start_decides_the_precision_and_names_stay(
+    trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finepruning.pipeline.resolvers.cpu_precision", lambda: "of-the-start")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        given = ["defense=none", f"trainer={trainer}"]
+        sweep = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        config, place = compose(context, sweep, given, 0)
+        chosen, _ = compose(context, sweep, [*given, "trainer.precision=32-true"], 1)
+    sent = pickle.loads(pickle.dumps(config))  # what a worker gets
+    assert sent.trainer.precision == "of-the-start"
+    assert choices_hash(sent) == choices_hash(composed(*given))
+    assert place.name == f"digits-badnet-none-s1-{choices_hash(sent)}"
+    assert chosen.trainer.precision == "32-true"
+    assert choices_hash(chosen) != choices_hash(sent)
 
 
 def test_no_configuration_names_a_path_of_one_machine() -> None:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, open_dict
 
 from finepruning import pipeline
 from finepruning import record as records
+from finepruning.pipeline.resolvers import keep_precision
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ def compose(
         config.hydra.job.id = config.hydra.job.num = number
         config.hydra.job.chdir = False  # another machine's process does not know version_base, which says so
         config.group = sweep.group  # resolved here, so that all jobs have the same
+        keep_precision(config)  # likewise, whatever CPU runs them
     HydraConfig.instance().set_config(config)  # names resolve with it
     return config, Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
 

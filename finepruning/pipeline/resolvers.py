@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -28,13 +30,27 @@ FILES = (  # keys of what a user brings along
     *(f"attack.{trigger}.picture" for trigger in ("trigger", "training_trigger", "cover_trigger")),
 )
 
+CPU_PRECISION = "${cpu_precision:}"  # of a configuration that leaves it to the CPU
+FOUND_PRECISION = re.compile(r"\$\{cpu_precision:[\w-]+\}")  # likewise, where a sweep has looked already
+
 
 def choices_hash(config: DictConfig) -> str:
     """Return a short hash of everything that was chosen, except where things lie."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)  # a configuration's root always is
     chosen = {key: value for key, value in plain.items() if key not in PLACES}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    text = FOUND_PRECISION.sub(CPU_PRECISION, json.dumps(chosen, sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def keep_precision(config: DictConfig) -> None:
+    """Note in a job's configuration which precision the CPU here is fast in, as far as it is left to the CPU.
+
+    Whichever machine runs the job then computes alike, and the run has the name that it has alone.
+    """
+    plain: Any = OmegaConf.to_container(config)
+    if isinstance(plain.get("trainer"), dict) and plain["trainer"].get("precision") == CPU_PRECISION:
+        config.trainer.precision = CPU_PRECISION.replace("}", f"{cpu_precision()}}}")
 
 
 def attack_name(choices: Mapping[str, str | None]) -> str:
@@ -69,8 +85,15 @@ def file_hashes(config: DictConfig) -> dict[str, str]:
     return hashes
 
 
-def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the faster precision here: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``."""
+def cpu_precision(found: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the faster precision: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``.
+
+    Args:
+        found: What it is where the sweep of this run began; None: look here.
+        cpuinfo: What Linux says of the CPU.
+    """
+    if found is not None:
+        return found
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 
