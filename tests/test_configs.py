@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from finepruning import launcher
 from finepruning.launcher.jobs import compose
 from finepruning.pipeline.resolvers import choices_hash, cpu_precision
-from finepruning.pipeline.targets import ALLOWED_TARGETS, build
+from finepruning.pipeline.targets import build, check_target
 from tests.conftest import ROOT, composed
 
 GROUPS = (
@@ -67,7 +67,8 @@ def test_every_option_composes_and_names_what_exists(group: str, option: str) ->
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     found = targets(plain)
     assert found
-    assert all(target.startswith(ALLOWED_TARGETS) for target in found)
+    for target in found:
+        check_target(target)
     assert all(get_object(target) is not None for target in found)
 
 
@@ -163,10 +164,40 @@ def test_every_value_of_a_pages_commands_composes(page: Path) -> None:
     assert commands(page)
 
 
-def test_a_target_that_is_not_allowed_is_refused() -> None:
-    config = OmegaConf.create({"a": [{"_target_": "os.system", "command": "true"}]})
-    with pytest.raises(ValueError, match=r"'os.system' is not allowed; it must begin with finepruning"):
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("os.system", r"must begin with finepruning"),
+        ("finepruning.record.os.system", r"is no class of"),
+        ("finepruning.data.packed.np.load", r"is no class of"),
+        ("finepruning.record.Path", r"is no class of"),
+        ("finepruning.record.Path.unlink", r"is no class of"),
+        ("finepruning.record.os.environ.clear", r"is no class of"),
+        ("finepruning.data.packed.np", r"is no class of"),
+        ("finepruning.networks.DigitsCNN.load_state_dict", r"is no class of"),
+        ("pytorch_lightning.LightningModule.load_from_checkpoint", r"is no class of"),
+        ("pytorch_lightning.core.module.torch.load", r"is no class of"),
+        ("finepruning.suspect.python_file._call", r"begins with an underscore"),
+        ("finepruning.record.__builtins__.exec", r"begins with an underscore"),
+    ],
+)
+def test_a_target_that_is_not_allowed_is_refused(target: str, sentence: str) -> None:
+    config = OmegaConf.create({"a": [{"_target_": target, "command": "true"}]})
+    with pytest.raises(ValueError, match=rf"'{re.escape(target)}' is not allowed.*{sentence}"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pytorch_lightning.loggers.CSVLogger",
+        "pytorch_lightning.plugins.environments.LightningEnvironment",  # of lightning_fabric
+        "finepruning.suspect.known_attack",  # a function
+        "finepruning.nowhere.Something",  # whoever builds it says that it is not there
+    ],
+)
+def test_what_is_ours_and_lightnings_may_be_a_target(target: str) -> None:
+    check_target(target)
 
 
 def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
