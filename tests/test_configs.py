@@ -211,6 +211,14 @@ def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
     assert cpu_precision(cpuinfo=tmp_path / "none") == "32-true"
 
 
+def test_callbacks_in_another_order_are_another_run() -> None:
+    first = "a: {_target_: finepruning.callbacks.PruneLipschitz, u: 3.0}"
+    second = "b: {_target_: finepruning.callbacks.PruneChannels, max_drop: 0.04}"
+    orders = (f"{{{first}, {second}}}", f"{{{second}, {first}}}")
+    runs = [composed("defense=prune", "~defense.callbacks", f"+defense.callbacks={each}") for each in orders]
+    assert len({choices_hash(run) for run in runs}) == 2
+
+
 @pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
 def test_a_sweeps_start_decides_the_precision_and_names_stay(
     trainer: str, monkeypatch: pytest.MonkeyPatch

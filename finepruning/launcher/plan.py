@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from omegaconf import DictConfig
 
 from finepruning.pipeline.devices import GPUS, threads
+from finepruning.store import keep_order
 
 # what decides a suspect, beside its share of images: pipeline.suspects.SUSPECT_KEYS, and whence the data come
 SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "seed")
@@ -99,7 +100,8 @@ def defended_hash(config: Mapping[str, Any]) -> str | None:
 
 
 def _hash(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(keep_order(parts), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cores_needed(trainer: Mapping[str, Any]) -> int:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning.pipeline.devices import GPUS
+from finepruning.store import keep_order
 
 PLACES = (
     "hydra",
@@ -39,7 +40,7 @@ def choices_hash(config: DictConfig) -> str:
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)  # a configuration's root always is
     chosen = {key: value for key, value in plain.items() if key not in PLACES}
-    text = FOUND_PRECISION.sub(CPU_PRECISION, json.dumps(chosen, sort_keys=True))
+    text = FOUND_PRECISION.sub(CPU_PRECISION, json.dumps(keep_order(chosen), sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
