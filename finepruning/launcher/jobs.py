@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
@@ -90,6 +92,21 @@ def conclude(places: Sequence[Path], failed: Sequence[tuple[str, str, Path]], ru
     if failed:
         reasons = "\n".join(f"  {line}: {why}{_log_in(place)}" for line, why, place in failed)
         raise CompactHydraException(f"{len(failed)} of {len(places)} runs failed:\n{reasons}")
+
+
+def stop(number: int, standing: str) -> NoReturn:
+    """End a sweep that a signal stopped.
+
+    Args:
+        number: The signal's.
+        standing: How far the sweep is.
+
+    Raises:
+        SystemExit: With the status that shells know the signal by.
+    """
+    log.info("Stopped by %s: %s.", signal.Signals(number).name, standing)
+    log.info("The same command goes on with the rest.")
+    sys.exit(128 + number)
 
 
 def _log_in(place: Path) -> str:

@@ -6,7 +6,6 @@ run again, so the same command goes on where an interrupted one stopped.
 
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 from finepruning import pipeline
 from finepruning.launcher.display import Display
 from finepruning.launcher.forecast import announcement, earlier_runs
-from finepruning.launcher.jobs import compose, conclude
+from finepruning.launcher.jobs import compose, conclude, stop
 from finepruning.launcher.plan import (
     Job,
     Outcome,
@@ -87,6 +86,8 @@ class LocalLauncher(Launcher):
             check_gpus(left, len(gpus))
         except ValueError as error:
             raise CompactHydraException(str(error)) from error
+        except KeyboardInterrupt:
+            stop(signal.SIGINT, "no run has begun")
         display = Display(len(jobs), len(jobs) - len(left) - len(refused), Console(stderr=True))
         for outcome in refused:
             display.ended(outcome)
@@ -125,21 +126,21 @@ class LocalLauncher(Launcher):
         """
         cores = available_cores()
         n_jobs = self.n_jobs or at_a_time(jobs, cores, len(gpus))
-        earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
-        log.info(announcement(display.total, display.earlier, jobs, earlier, n_jobs))
-        busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
-        if busy > cores:
-            log.info("They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores)
-        made = {made_by for run in earlier for made_by in run.hashes}
         try:
+            earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
+            log.info(announcement(display.total, display.earlier, jobs, earlier, n_jobs))
+            busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
+            if busy > cores:
+                log.info(
+                    "They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores
+                )
+            made = {made_by for run in earlier for made_by in run.hashes}
             with display:
                 run_jobs(context, jobs, n_jobs, gpus, made, display)
-        except Stopped as stopped:
-            name = signal.Signals(stopped.number).name
+        except (Stopped, KeyboardInterrupt) as stopped:
             done = sum(not outcome.error for outcome in display.outcomes) + display.earlier
-            log.info("Stopped by %s: %d of %d runs are done.", name, done, display.total)
-            log.info("The same command goes on with the rest.")
-            sys.exit(128 + stopped.number)
+            number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+            stop(number, f"{done} of {display.total} runs are done")
 
 
 def _unfinished(jobs: Sequence[Job]) -> tuple[list[Outcome], list[Job]]:
