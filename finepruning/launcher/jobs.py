@@ -18,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 
 from finepruning import pipeline
 from finepruning import record as records
+from finepruning.pipeline.refusals import by_check
 from finepruning.pipeline.resolvers import keep_precision
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,12 @@ def work(config: DictConfig, place: Path) -> str | None:
         )
         _ = result.return_value  # reading it raises what the job raised
     except Exception as error:
-        if isinstance(error, CompactHydraException):
-            print(error, file=sys.stderr)
-        else:
+        if not isinstance(error, CompactHydraException):
             traceback.print_exc()
+        else:
+            if error.__cause__ is not None and not by_check(error.__cause__):
+                traceback.print_exception(error.__cause__)
+            print(error, file=sys.stderr)
         return str(error) or type(error).__name__
     return None
 

@@ -31,6 +31,7 @@ from finepruning.launcher.plan import (
     check_gpus,
     cores_needed,
     defended_hash,
+    epochs_planned,
     gpus_needed,
     start_hash,
     suspect_hash,
@@ -38,6 +39,7 @@ from finepruning.launcher.plan import (
     unique,
 )
 from finepruning.launcher.processes import Stopped, gpu_names, run_jobs, server
+from finepruning.pipeline.devices import check_groups
 from finepruning.pipeline.resolvers import choices_hash
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class LocalLauncher(Launcher):
         plain: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
+        check_groups(plain)
         return Job(
             number=number,
             overrides=line,
@@ -108,7 +111,7 @@ class LocalLauncher(Launcher):
             place=place,
             chosen=choices_hash(config),
             choices=dict(config.hydra.runtime.choices),
-            epochs=max(0, plain["trainer"]["max_epochs"] or 0),
+            epochs=epochs_planned(plain["trainer"]),
             cores=cores_needed(plain["trainer"]),
             gpus=gpus_needed(plain["trainer"]),
             suspect=suspect_hash(plain),

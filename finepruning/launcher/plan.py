@@ -115,6 +115,18 @@ def cores_needed(trainer: Mapping[str, Any]) -> int:
     return threads(trainer) * (max(1, devices) if on_cpu else 1)
 
 
+def epochs_planned(trainer: Mapping[str, Any]) -> int:
+    """Return how many epochs a trainer trains; 0 where that is left to the run to refuse.
+
+    Raises:
+        ValueError: If it is no number.
+    """
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int | None):
+        raise ValueError(f"trainer.max_epochs={epochs} is no number of epochs. Set it to 1 or more.")
+    return max(0, epochs or 0)
+
+
 def available_cores() -> int:
     """Return how many cores this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

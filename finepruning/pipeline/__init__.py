@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning.pipeline import devices
+from finepruning.pipeline.refusals import Refused, sentence
 from finepruning.pipeline.resolvers import attack_name, choices_hash, file_hashes
 from finepruning.store import read_sources
 
@@ -29,10 +30,6 @@ __all__ = ["Refused", "finished_record", "run"]
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 LEFT_BY_RUNS = ("repaired", "report", "views")  # folders that a run writes when it ends
-
-
-class Refused(CompactHydraException):
-    """A configuration that cannot be run. Hydra prints the sentence, without a traceback."""
 
 
 def run(config: DictConfig) -> None:
@@ -45,6 +42,7 @@ def run(config: DictConfig) -> None:
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     try:
+        devices.check_groups(config)
         with devices.hidden_gpus(config.trainer):
             devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
             if devices.rank(config.trainer) > 0:
@@ -57,10 +55,10 @@ def run(config: DictConfig) -> None:
                     _dismiss(config)
             else:
                 record = _new_record(place, config)
-    except InstantiationException as error:  # Hydra wraps what a class's own check says
-        raise Refused(str(error.__cause__ or error)) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
+    except (InstantiationException, ValueError, TypeError, OSError) as error:
+        wrapped = isinstance(error, InstantiationException)  # as Hydra wraps what a class's own check says
+        cause = (error.__cause__ if wrapped else None) or error
+        raise Refused(sentence(cause, traced=sweep)) from cause
     if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 
