@@ -2,19 +2,25 @@
 
 import inspect
 import itertools
+import pickle
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, RunMode
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from finepruning import launcher
-from finepruning.pipeline.resolvers import cpu_precision
-from finepruning.pipeline.targets import ALLOWED_TARGETS, build
+from finepruning.launcher.jobs import compose
+from finepruning.pipeline.resolvers import choices_hash, cpu_precision
+from finepruning.pipeline.targets import build, check_target
 from tests.conftest import ROOT, composed
 
 GROUPS = (
@@ -61,7 +67,8 @@ def test_every_option_composes_and_names_what_exists(group: str, option: str) ->
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
     found = targets(plain)
     assert found
-    assert all(target.startswith(ALLOWED_TARGETS) for target in found)
+    for target in found:
+        check_target(target)
     assert all(get_object(target) is not None for target in found)
 
 
@@ -157,10 +164,40 @@ def test_every_value_of_a_pages_commands_composes(page: Path) -> None:
     assert commands(page)
 
 
-def test_a_target_that_is_not_allowed_is_refused() -> None:
-    config = OmegaConf.create({"a": [{"_target_": "os.system", "command": "true"}]})
-    with pytest.raises(ValueError, match=r"'os.system' is not allowed; it must begin with finepruning"):
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("os.system", r"must begin with finepruning"),
+        ("finepruning.record.os.system", r"is no class of"),
+        ("finepruning.data.packed.np.load", r"is no class of"),
+        ("finepruning.record.Path", r"is no class of"),
+        ("finepruning.record.Path.unlink", r"is no class of"),
+        ("finepruning.record.os.environ.clear", r"is no class of"),
+        ("finepruning.data.packed.np", r"is no class of"),
+        ("finepruning.networks.DigitsCNN.load_state_dict", r"is no class of"),
+        ("pytorch_lightning.LightningModule.load_from_checkpoint", r"is no class of"),
+        ("pytorch_lightning.core.module.torch.load", r"is no class of"),
+        ("finepruning.suspect.python_file._call", r"begins with an underscore"),
+        ("finepruning.record.__builtins__.exec", r"begins with an underscore"),
+    ],
+)
+def test_a_target_that_is_not_allowed_is_refused(target: str, sentence: str) -> None:
+    config = OmegaConf.create({"a": [{"_target_": target, "command": "true"}]})
+    with pytest.raises(ValueError, match=rf"'{re.escape(target)}' is not allowed.*{sentence}"):
         build(config)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pytorch_lightning.loggers.CSVLogger",
+        "pytorch_lightning.plugins.environments.LightningEnvironment",  # of lightning_fabric
+        "finepruning.suspect.known_attack",  # a function
+        "finepruning.nowhere.Something",  # whoever builds it says that it is not there
+    ],
+)
+def test_what_is_ours_and_lightnings_may_be_a_target(target: str) -> None:
+    check_target(target)
 
 
 def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
@@ -170,8 +207,36 @@ def test_the_precision_is_that_which_the_cpu_is_fast_in(tmp_path: Path) -> None:
         ("avx2 avx512f", "32-true"),
     ):
         (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
-        assert cpu_precision(tmp_path / "cpuinfo") == precision
-    assert cpu_precision(tmp_path / "none") == "32-true"
+        assert cpu_precision(cpuinfo=tmp_path / "cpuinfo") == precision
+    assert cpu_precision(cpuinfo=tmp_path / "none") == "32-true"
+
+
+def test_callbacks_in_another_order_are_another_run() -> None:
+    first = "a: {_target_: finepruning.callbacks.PruneLipschitz, u: 3.0}"
+    second = "b: {_target_: finepruning.callbacks.PruneChannels, max_drop: 0.04}"
+    orders = (f"{{{first}, {second}}}", f"{{{second}, {first}}}")
+    runs = [composed("defense=prune", "~defense.callbacks", f"+defense.callbacks={each}") for each in orders]
+    assert len({choices_hash(run) for run in runs}) == 2
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
+def test_a_sweeps_start_decides_the_precision_and_names_stay(
+    trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finepruning.pipeline.resolvers.cpu_precision", lambda: "of-the-start")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        given = ["defense=none", f"trainer={trainer}"]
+        sweep = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        config, place = compose(context, sweep, given, 0)
+        chosen, _ = compose(context, sweep, [*given, "trainer.precision=32-true"], 1)
+    sent = pickle.loads(pickle.dumps(config))  # what a worker gets
+    assert sent.trainer.precision == "of-the-start"
+    assert choices_hash(sent) == choices_hash(composed(*given))
+    assert place.name == f"digits-badnet-none-s1-{choices_hash(sent)}"
+    assert chosen.trainer.precision == "32-true"
+    assert choices_hash(chosen) != choices_hash(sent)
 
 
 def test_no_configuration_names_a_path_of_one_machine() -> None:

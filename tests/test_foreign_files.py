@@ -258,3 +258,29 @@ def test_hdf5_that_would_fill_the_memory_is_refused_unread(
     assert path.stat().st_size < 100_000
     with pytest.raises(UnreadableError, match=sentence):
         load(tiny(), path)
+
+
+def test_hdf5_with_more_paths_than_things_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras(tiny(), path)
+    with h5py.File(path, "a") as file:
+        inner = file["conv"]
+        for level in range(6):  # 10 paths of each group to the next: a million to each array
+            outer = file.create_group(f"level{level}")
+            for number in range(10):
+                outer[f"to{number}"] = inner
+            inner = outer
+    assert path.stat().st_size < 50_000
+    with pytest.raises(UnreadableError, match=r"in the HDF5 file has two names, which is refused"):
+        load(tiny(), path)
+
+
+def test_hdf5_with_more_arrays_than_any_network_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.h5"
+    write_keras(tiny(), path)
+    load(tiny(), path)
+    monkeypatch.setattr("finepruning.suspect.keras.MOST_OBJECTS", 5)
+    with pytest.raises(UnreadableError, match=r"more than 5 groups and arrays"):
+        load(tiny(), path)

@@ -173,6 +173,8 @@ def test_only_the_parts_that_decide_a_network_change_its_hash() -> None:
     assert defended_hash(config) != defended_hash(config | {"defense": {"max_drop": 0.2}})
     assert defended_hash(config) != defended_hash(config | {"seed": 2})
     assert defended_hash(config | {"defense": None}) is None
+    orders = ({"callbacks": {name: {} for name in names}} for names in ("ab", "ba"))
+    assert len({defended_hash(config | {"defense": defense}) for defense in orders}) == 2
 
 
 def earlier(epochs: int = 5, seconds: float = 50, hashes: tuple[str, ...] = (), **choices: str) -> Earlier:

@@ -13,6 +13,7 @@ from torch import nn
 
 from finepruning.pruning import add_mask, pruned_channels, set_pruned
 from finepruning.store import Store, load_weights, save_weights
+from finepruning.store.stages import stage_key
 
 
 def make(directory: Path) -> Mapping[str, Any]:
@@ -42,6 +43,26 @@ def test_a_stage_is_made_once_and_found_again(tmp_path: Path) -> None:
 def test_another_configuration_is_another_stage(tmp_path: Path) -> None:
     keys = {Store(tmp_path).stage("suspect", {"seed": seed}, make).key for seed in (1, 2)}
     assert len(keys) == 2
+
+
+@pytest.mark.parametrize("place", [("defense",), ("defense", "tuners", "mine")])
+def test_callbacks_in_another_order_are_another_stage(place: tuple[str, ...]) -> None:
+    def made_by(*names: str) -> dict[str, Any]:
+        values: dict[str, Any] = {"callbacks": {name: {"max_drop": 0.1} for name in names}}
+        for key in reversed(place):
+            values = {key: values}
+        return values
+
+    keys = {stage_key("defended", made_by(*names)) for names in (("a", "b"), ("b", "a"), ("a",), ())}
+    assert len(keys) == 4
+
+
+def test_keys_of_stages_with_one_callback_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finepruning.store.stages.code_version", lambda kind, made_by: "code")
+    made_by = {"defense": {"layers": ["conv3"], "callbacks": {"prune": {"max_drop": 0.04}}}, "seed": 1}
+    assert stage_key("defended", made_by) == "defended/dc6b00bf9faba50e"
+    turned = dict(reversed(made_by.items()))
+    assert stage_key("defended", turned) == "defended/dc6b00bf9faba50e"
 
 
 def test_other_code_makes_another_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

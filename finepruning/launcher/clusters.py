@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finepruning.launcher.jobs import compose, conclude
 from finepruning.launcher.plan import gpus_needed, unique
+from finepruning.pipeline.devices import check_groups, threads
 from finepruning.pipeline.resolvers import choices_hash
 
 log = logging.getLogger(__name__)
@@ -160,12 +161,14 @@ class ClusterLauncher(Launcher):
     def _job(self, number: int, overrides: list[str]) -> Job:
         assert self.config is not None
         config, place = compose(self.hydra_context, self.config, overrides, number)
+        check_groups(config)
         if not str(devices := config.trainer.devices).isdecimal():
             raise ValueError(
                 f"trainer.devices={devices} is no number, by which a cluster hands out cores and GPUs. Set "
                 "trainer.devices to how many each run needs."
             )
-        gpus_needed(config.trainer)  # says it if that is left open
+        gpus_needed(config.trainer)  # says it if that is left open,
+        threads(config.trainer)  # and if this is no number
         return Job(" ".join(filter_overrides(overrides)), config, place, choices_hash(config))
 
 

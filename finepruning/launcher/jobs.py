@@ -2,10 +2,12 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +18,8 @@ from omegaconf import DictConfig, open_dict
 
 from finepruning import pipeline
 from finepruning import record as records
+from finepruning.pipeline.refusals import by_check
+from finepruning.pipeline.resolvers import keep_precision
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ def compose(
         config.hydra.job.id = config.hydra.job.num = number
         config.hydra.job.chdir = False  # another machine's process does not know version_base, which says so
         config.group = sweep.group  # resolved here, so that all jobs have the same
+        keep_precision(config)  # likewise, whatever CPU runs them
     HydraConfig.instance().set_config(config)  # names resolve with it
     return config, Path(str(config.hydra.sweep.dir)) / str(config.hydra.sweep.subdir)
 
@@ -60,10 +65,12 @@ def work(config: DictConfig, place: Path) -> str | None:
         )
         _ = result.return_value  # reading it raises what the job raised
     except Exception as error:
-        if isinstance(error, CompactHydraException):
-            print(error, file=sys.stderr)
-        else:
+        if not isinstance(error, CompactHydraException):
             traceback.print_exc()
+        else:
+            if error.__cause__ is not None and not by_check(error.__cause__):
+                traceback.print_exception(error.__cause__)
+            print(error, file=sys.stderr)
         return str(error) or type(error).__name__
     return None
 
@@ -88,6 +95,21 @@ def conclude(places: Sequence[Path], failed: Sequence[tuple[str, str, Path]], ru
     if failed:
         reasons = "\n".join(f"  {line}: {why}{_log_in(place)}" for line, why, place in failed)
         raise CompactHydraException(f"{len(failed)} of {len(places)} runs failed:\n{reasons}")
+
+
+def stop(number: int, standing: str) -> NoReturn:
+    """End a sweep that a signal stopped.
+
+    Args:
+        number: The signal's.
+        standing: How far the sweep is.
+
+    Raises:
+        SystemExit: With the status that shells know the signal by.
+    """
+    log.info("Stopped by %s: %s.", signal.Signals(number).name, standing)
+    log.info("The same command goes on with the rest.")
+    sys.exit(128 + number)
 
 
 def _log_in(place: Path) -> str:

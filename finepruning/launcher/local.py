@@ -6,7 +6,6 @@ run again, so the same command goes on where an interrupted one stopped.
 
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -23,7 +22,7 @@ from rich.console import Console
 from finepruning import pipeline
 from finepruning.launcher.display import Display
 from finepruning.launcher.forecast import announcement, earlier_runs
-from finepruning.launcher.jobs import compose, conclude
+from finepruning.launcher.jobs import compose, conclude, stop
 from finepruning.launcher.plan import (
     Job,
     Outcome,
@@ -32,6 +31,7 @@ from finepruning.launcher.plan import (
     check_gpus,
     cores_needed,
     defended_hash,
+    epochs_planned,
     gpus_needed,
     start_hash,
     suspect_hash,
@@ -39,6 +39,7 @@ from finepruning.launcher.plan import (
     unique,
 )
 from finepruning.launcher.processes import Stopped, gpu_names, run_jobs, server
+from finepruning.pipeline.devices import check_groups
 from finepruning.pipeline.resolvers import choices_hash
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class LocalLauncher(Launcher):
             check_gpus(left, len(gpus))
         except ValueError as error:
             raise CompactHydraException(str(error)) from error
+        except KeyboardInterrupt:
+            stop(signal.SIGINT, "no run has begun")
         display = Display(len(jobs), len(jobs) - len(left) - len(refused), Console(stderr=True))
         for outcome in refused:
             display.ended(outcome)
@@ -100,6 +103,7 @@ class LocalLauncher(Launcher):
         plain: Any = OmegaConf.to_container(
             OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
         )
+        check_groups(plain)
         return Job(
             number=number,
             overrides=line,
@@ -107,7 +111,7 @@ class LocalLauncher(Launcher):
             place=place,
             chosen=choices_hash(config),
             choices=dict(config.hydra.runtime.choices),
-            epochs=max(0, plain["trainer"]["max_epochs"] or 0),
+            epochs=epochs_planned(plain["trainer"]),
             cores=cores_needed(plain["trainer"]),
             gpus=gpus_needed(plain["trainer"]),
             suspect=suspect_hash(plain),
@@ -125,21 +129,21 @@ class LocalLauncher(Launcher):
         """
         cores = available_cores()
         n_jobs = self.n_jobs or at_a_time(jobs, cores, len(gpus))
-        earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
-        log.info(announcement(display.total, display.earlier, jobs, earlier, n_jobs))
-        busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
-        if busy > cores:
-            log.info("They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores)
-        made = {made_by for run in earlier for made_by in run.hashes}
         try:
+            earlier = earlier_runs(Path(self.config.runs_dir), Path(self.config.store_dir)) if jobs else []
+            log.info(announcement(display.total, display.earlier, jobs, earlier, n_jobs))
+            busy = min(n_jobs, len(jobs)) * max((job.cores for job in jobs), default=0)
+            if busy > cores:
+                log.info(
+                    "They keep up to %d cores busy, and there are %d: lower n_jobs or threads.", busy, cores
+                )
+            made = {made_by for run in earlier for made_by in run.hashes}
             with display:
                 run_jobs(context, jobs, n_jobs, gpus, made, display)
-        except Stopped as stopped:
-            name = signal.Signals(stopped.number).name
+        except (Stopped, KeyboardInterrupt) as stopped:
             done = sum(not outcome.error for outcome in display.outcomes) + display.earlier
-            log.info("Stopped by %s: %d of %d runs are done.", name, done, display.total)
-            log.info("The same command goes on with the rest.")
-            sys.exit(128 + stopped.number)
+            number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+            stop(number, f"{done} of {display.total} runs are done")
 
 
 def _unfinished(jobs: Sequence[Job]) -> tuple[list[Outcome], list[Job]]:

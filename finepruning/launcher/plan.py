@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from omegaconf import DictConfig
 
 from finepruning.pipeline.devices import GPUS, threads
+from finepruning.store import keep_order
 
 # what decides a suspect, beside its share of images: pipeline.suspects.SUSPECT_KEYS, and whence the data come
 SUSPECT_PARTS = ("dataset", "suspect", "model", "attack", "training", "trainer", "seed")
@@ -99,7 +100,8 @@ def defended_hash(config: Mapping[str, Any]) -> str | None:
 
 
 def _hash(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(keep_order(parts), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def cores_needed(trainer: Mapping[str, Any]) -> int:
@@ -111,6 +113,18 @@ def cores_needed(trainer: Mapping[str, Any]) -> int:
     devices = trainer["devices"]
     on_cpu = trainer["accelerator"] == "cpu" and isinstance(devices, int)
     return threads(trainer) * (max(1, devices) if on_cpu else 1)
+
+
+def epochs_planned(trainer: Mapping[str, Any]) -> int:
+    """Return how many epochs a trainer trains; 0 where that is left to the run to refuse.
+
+    Raises:
+        ValueError: If it is no number.
+    """
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int | None):
+        raise ValueError(f"trainer.max_epochs={epochs} is no number of epochs. Set it to 1 or more.")
+    return max(0, epochs or 0)
 
 
 def available_cores() -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -72,8 +72,18 @@ def server(logger: Collection[str] = ()) -> ForkServerContext:
     return context
 
 
+def _load() -> None:
+    """Start the server that processes are forked from, deaf to Ctrl-C, which reaches it as it reaches us."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is ignored is inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def gpu_names(context: ForkServerContext) -> list[str]:
     """Return the GPUs that jobs may use, counted in a process of its own, so that none starts CUDA here."""
+    _load()
     with ProcessPoolExecutor(1, context) as pool:
         count = pool.submit(_count_gpus).result()
     return visible_gpus(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -110,6 +120,8 @@ def run_jobs(
     running: list[Running] = []
     with stop_signals() as signals:
         try:
+            if waiting:
+                _load()
             while waiting or running:
                 while len(running) < n_jobs:
                     making = {network for each in running for network in each.job.shared}
@@ -129,6 +141,10 @@ def run_jobs(
                     if not outcome.error:
                         made |= each.job.shared
                     display.ended(outcome)
+        except (EOFError, OSError):  # the server has ended
+            if signals.poll(1):  # by the signal that came here, too
+                raise Stopped(signals.recv()) from None
+            raise
         finally:
             _stop(running, signals)
 

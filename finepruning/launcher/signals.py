@@ -37,6 +37,7 @@ def lead_group() -> None:
     Ctrl-C at the terminal reaches the parent alone, which then decides.
     """
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it is forked from ignores it
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is called in a child
 

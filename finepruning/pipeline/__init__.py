@@ -6,30 +6,25 @@ functions, so that ``--help`` and the parent of a sweep never do.
 
 import logging
 import shlex
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning import record as records
 from finepruning.pipeline import devices
 from finepruning.pipeline.places import claim, finished_record
+from finepruning.pipeline.refusals import Refused, ended_by_signals, refusals
 from finepruning.pipeline.resolvers import attack_name
 from finepruning.store import Store, read_sources
 
 __all__ = ["Refused", "begin_store", "finished_record", "run"]
 
 log = logging.getLogger(__name__)
-
-
-class Refused(CompactHydraException):
-    """A configuration that cannot be run. Hydra prints the sentence, without a traceback."""
 
 
 def run(config: DictConfig) -> None:
@@ -42,7 +37,8 @@ def run(config: DictConfig) -> None:
     read_sources()  # before any of it is imported
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
+    with ended_by_signals(), refusals(traced=sweep):
+        devices.check_groups(config)
         with devices.hidden_gpus(config.trainer):
             devices.check_processes(config.trainer, HydraConfig.get().launcher._target_ if sweep else None)
             if devices.rank(config.trainer) > 0:
@@ -55,34 +51,11 @@ def run(config: DictConfig) -> None:
                     _dismiss(config)
             else:
                 record = _new_record(place, config)
-    except InstantiationException as error:  # Hydra wraps what a class's own check says
-        raise Refused(str(error.__cause__ or error)) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise Refused(str(error)) from error
-    except (KeyboardInterrupt, SystemExit) as error:
-        number = _stopped_by(error)
-        if number is None:
-            raise
-        log.info("Stopped by %s. The same command goes on from the last finished epoch.", number.name)
-        raise SystemExit(128 + number) from error
     if not sweep:
         from finepruning.dashboard import show  # here, since --help has no table to print
 
         show([record])
         log.info("Record: %s", place / records.FILE)
-
-
-def _stopped_by(error: BaseException) -> signal.Signals | None:
-    """Return the signal that ended a run; None if it was another thing.
-
-    After a Ctrl-C Lightning exits with status 1, after a SIGTERM with none, which counts as success.
-    """
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
-
-    if isinstance(error, SIGTERMException):
-        return signal.SIGTERM
-    interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-    return signal.SIGINT if interrupted else None
 
 
 def _new_record(place: Path, config: DictConfig) -> dict[str, Any]:

@@ -14,6 +14,24 @@ STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 SHARDING = ("fsdp", "deepspeed", "model_parallel")  # strategies that no process holds a whole network with
 
 
+def check_groups(config: Mapping[str, Any] | DictConfig) -> None:
+    """Check that the groups are there that a run is planned with.
+
+    Raises:
+        ValueError: If one is missing, or a key of the trainer is.
+    """
+    for group, key in (("trainer", "max_epochs"), ("defender", "fraction")):
+        found = config.get(group)
+        if not isinstance(found, Mapping):
+            raise ValueError(
+                f"{group}={found} leaves a run without the keys of {group}. Leave it as conf/ has it, or "
+                f"change one of its keys, such as {group}.{key}."
+            )
+    for key in ("accelerator", "devices"):
+        if key not in config["trainer"]:
+            raise ValueError(f"trainer.{key} is missing. Leave it as conf/trainer/ has it, or set another.")
+
+
 def several(trainer: DictConfig) -> bool:
     """Whether a trainer may need more than one process; ``devices=auto`` may or may not."""
     return bool(trainer.devices != 1 or trainer.get("num_nodes", 1) != 1)
@@ -25,7 +43,7 @@ def threads(trainer: Mapping[str, Any] | DictConfig) -> int:
     Raises:
         ValueError: If that is no number of cores.
     """
-    wanted = trainer["threads"]
+    wanted = trainer.get("threads")
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise ValueError(f"trainer.threads={wanted} is no number of cores. Set it to 1 or more.")
     return wanted

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from finepruning.pipeline.devices import GPUS
+from finepruning.store import keep_order
 
 PLACES = (
     "hydra",
@@ -30,13 +33,27 @@ FILES = (  # keys of what a user brings along
 )
 FOLDERS = ("dataset.root", "attack.source.dataset.root")  # likewise, of images with one sub-folder a class
 
+CPU_PRECISION = "${cpu_precision:}"  # of a configuration that leaves it to the CPU
+FOUND_PRECISION = re.compile(r"\$\{cpu_precision:[\w-]+\}")  # likewise, where a sweep has looked already
+
 
 def choices_hash(config: DictConfig) -> str:
     """Return a short hash of everything that was chosen, except where things lie."""
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)  # a configuration's root always is
     chosen = {key: value for key, value in plain.items() if key not in PLACES}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    text = FOUND_PRECISION.sub(CPU_PRECISION, json.dumps(keep_order(chosen), sort_keys=True))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def keep_precision(config: DictConfig) -> None:
+    """Note in a job's configuration which precision the CPU here is fast in, as far as it is left to the CPU.
+
+    Whichever machine runs the job then computes alike, and the run has the name that it has alone.
+    """
+    plain: Any = OmegaConf.to_container(config)
+    if isinstance(plain.get("trainer"), dict) and plain["trainer"].get("precision") == CPU_PRECISION:
+        config.trainer.precision = CPU_PRECISION.replace("}", f"{cpu_precision()}}}")
 
 
 def attack_name(choices: Mapping[str, str | None]) -> str:
@@ -100,8 +117,15 @@ def _stamps(root: Path) -> Iterator[tuple[str, int, int]]:
                 yield f"{folder.name}/{file.name}", stat.st_size, stat.st_mtime_ns
 
 
-def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Return the faster precision here: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``."""
+def cpu_precision(found: str | None = None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the faster precision: ``bf16-mixed`` on a CPU with bfloat16, else ``32-true``.
+
+    Args:
+        found: What it is where the sweep of this run began; None: look here.
+        cpuinfo: What Linux says of the CPU.
+    """
+    if found is not None:
+        return found
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 

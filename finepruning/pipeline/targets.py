@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+from hydra._internal.utils import _locate  # hydra.utils.get_object, without a log line where nothing is found
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -12,6 +13,7 @@ from finepruning.store.code import named_targets
 
 OURS = "finepruning."
 ALLOWED_TARGETS = (OURS, "pytorch_lightning.")
+ALLOWED_HOMES = (*ALLOWED_TARGETS, "lightning_fabric.")  # Lightning passes classes on from there
 
 
 def build(config: DictConfig | None, **more: Any) -> Any:
@@ -31,11 +33,38 @@ def build(config: DictConfig | None, **more: Any) -> Any:
 
 
 def check_target(target: str) -> None:
-    """Raise ValueError if a target is not on the allow-list."""
+    """Check what a configuration names, which may be a stranger's: nothing that our modules merely import.
+
+    A class of this package or Lightning passes, and a function of this package. No method does: Lightning has
+    some that read pickles.
+
+    Raises:
+        ValueError: If the name, or what it stands for, is not on the allow-list.
+    """
     if not target.startswith(ALLOWED_TARGETS):
         raise ValueError(
             f"_target_ {target!r} is not allowed; it must begin with {' or '.join(ALLOWED_TARGETS)}."
         )
+    if any(part.startswith("_") for part in target.split(".")):
+        raise ValueError(f"_target_ {target!r} is not allowed: a part of it begins with an underscore.")
+    found = _found(target)
+    if found is None:
+        return  # whoever builds it says what is wrong with the name
+    home = f"{getattr(found, '__module__', None)}."
+    ours = inspect.isfunction(found) and home.startswith(OURS) and found.__name__ == found.__qualname__
+    if not (ours or (inspect.isclass(found) and home.startswith(ALLOWED_HOMES))):
+        raise ValueError(
+            f"_target_ {target!r} is not allowed: it is no class of {' or '.join(ALLOWED_TARGETS)} and no "
+            f"function of {OURS}"
+        )
+
+
+def _found(target: str) -> Any:
+    """Return what a name stands for; None if it cannot be imported."""
+    try:
+        return _locate(target)
+    except Exception:  # whatever a module raises that is imported
+        return None
 
 
 def check_kind(value: Any, kind: Any, key: str) -> None:
@@ -68,8 +97,8 @@ def _nodes(config: Any) -> Iterator[DictConfig]:
 def _check_node(node: DictConfig, target: str) -> None:
     """Check the values that become arguments as they are; what names targets itself is built first."""
     try:
-        parameters = inspect.signature(get_object(target)).parameters
-    except Exception:  # whoever builds it says what is wrong with the name
+        parameters = inspect.signature(_found(target)).parameters
+    except (TypeError, ValueError):  # whoever builds it says what is wrong with the name
         return
     for name, parameter in parameters.items():
         if name in node and parameter.annotation is not inspect.Parameter.empty:

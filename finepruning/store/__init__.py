@@ -7,7 +7,7 @@ one that is damaged later is noticed and made anew. Only reading and writing wei
 from finepruning.store.code import read_sources
 from finepruning.store.files import checksum, sync, write_file
 from finepruning.store.lock import held
-from finepruning.store.stages import LAST, WEIGHTS, Stage, Store
+from finepruning.store.stages import LAST, WEIGHTS, Stage, Store, keep_order
 from finepruning.store.weights import load_weights, save_weights
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Store",
     "checksum",
     "held",
+    "keep_order",
     "load_weights",
     "read_sources",
     "save_weights",

@@ -203,7 +203,23 @@ def _kept_seconds(partial: Path) -> float:
 def stage_key(kind: str, made_by: Mapping[str, Any]) -> str:
     """Return a stage's folder within the store: its kind and a hash of what makes it, code included."""
     made_by = {**made_by, "code": code_version(kind, made_by)}
-    return f"{kind}/{hashlib.sha256(_canonical(made_by)).hexdigest()[:16]}"
+    return f"{kind}/{hashlib.sha256(_canonical(keep_order(made_by))).hexdigest()[:16]}"
+
+
+def keep_order(values: Any) -> Any:
+    """Return plain values for a hash that sorts keys, but tells callbacks in another order apart.
+
+    They act in the order in which they stand. A single one stays as it is, and with it the keys of stages.
+    """
+    if isinstance(values, list | tuple):
+        return [keep_order(value) for value in values]
+    if not isinstance(values, Mapping):
+        return values
+    kept = {key: keep_order(value) for key, value in values.items()}
+    callbacks = kept.get("callbacks")
+    if isinstance(callbacks, dict) and len(callbacks) > 1:
+        kept["callbacks"] = list(callbacks.items())
+    return kept
 
 
 def check_version(root: Path) -> None:

@@ -18,6 +18,7 @@ from finepruning.data.hdf5 import held, printable
 from finepruning.suspect.flattening import flattened_maps
 from finepruning.suspect.weights import UnreadableError
 
+MOST_OBJECTS = 10_000  # groups and arrays of a file
 KERAS_EPSILON = 1e-3  # of Keras's BatchNormalization
 OPTIMIZERS = ("optimizer_weights", "optimizer")  # groups that hold no layer
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # groups of Keras 3's files
@@ -46,7 +47,7 @@ def read_keras(path: Path, largest: int) -> Arrays:
     layers: Arrays = {}
     try:
         with h5py.File(path, "r") as file:
-            found = [(name.removeprefix("model_weights/"), array) for name, array in _arrays(file, "")]
+            found = [(name.removeprefix("model_weights/"), array) for name, array in _arrays(file, "", set())]
             found = [(name, array) for name, array in found if "/" in name and SEEDS not in name]
             size = sum(array.nbytes for _, array in found)
             if size > largest:
@@ -105,8 +106,15 @@ def _named(layer: nn.Module, given: Mapping[str, Tensor]) -> Mapping[str, Tensor
     return {name: given[place] for name, place in zip(names, places, strict=False)}
 
 
-def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
-    """Return the numeric arrays in a group and its groups, by path."""
+def _arrays(group: h5py.Group, place: str, seen: set[tuple[int, int]]) -> list[tuple[str, h5py.Dataset]]:
+    """Return the numeric arrays in a group and its groups, by path.
+
+    Args:
+        group: The group.
+        place: Its path.
+        seen: Where the groups and arrays lie that were met before. One that is met again is refused: groups
+            that share groups have any number of paths in a few kilobytes.
+    """
     found: list[tuple[str, h5py.Dataset]] = []
     if place.count("/") > 8:
         raise UnreadableError(f"The groups at {printable(place)} of the HDF5 file are nested too deep.")
@@ -116,8 +124,14 @@ def _arrays(group: h5py.Group, place: str) -> list[tuple[str, h5py.Dataset]]:
             item = held(group, name)
         except ValueError as error:
             raise UnreadableError(str(error)) from error
+        about = h5py.h5o.get_info(item.id)
+        if (about.fileno, about.addr) in seen:
+            raise UnreadableError(f"{printable(here)} in the HDF5 file has two names, which is refused.")
+        seen.add((about.fileno, about.addr))
+        if len(seen) > MOST_OBJECTS:
+            raise UnreadableError(f"The HDF5 file has more than {MOST_OBJECTS} groups and arrays.")
         if isinstance(item, h5py.Group):
-            found += _arrays(item, here) if here not in OPTIMIZERS else []
+            found += _arrays(item, here, seen) if here not in OPTIMIZERS else []
         else:
             found.append((here, item))
     return found
