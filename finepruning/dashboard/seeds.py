@@ -158,7 +158,8 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_seed(key: Any) -> bool:
-    return key == "seed" or str(key).endswith("_seed")
+    last = str(key).rsplit(".", 1)[-1]
+    return last == "seed" or last.endswith("_seed")
 
 
 def _seeds(node: Any) -> Any:
