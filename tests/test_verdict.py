@@ -133,6 +133,7 @@ def test_a_dead_seed_is_counted_and_never_averaged(tmp_path: Path) -> None:
 def test_an_untargeted_attack_may_end_below_zero() -> None:
     row = {
         "status": "finished",
+        "seed": 1,
         "dead": False,
         "oracle": False,
         "untargeted": True,
@@ -209,7 +210,13 @@ def test_a_mean_is_doubted_where_a_seed_or_the_interval_passes_its_limit(tmp_pat
 def test_rivals_on_other_seeds_are_named(tmp_path: Path) -> None:
     found = [make(defense="fineprune", seed=seed, **ended(0.985, 0.3)) for seed in (1, 2, 3)]
     found += [make(defense="finetune", seed=seed, **ended(0.985, 0.01)) for seed in (1, 2)]
-    assert "Not on the same seeds: fineprune." in verdict_of(tmp_path, *found)["doubts"]
+    assert "Not on the same seeds: fineprune." in verdict_of(tmp_path / "fewer", *found)["doubts"]
+    found = [
+        make(seed=1, **{"defense.order_seed": 5}),
+        make(defense="finetune", seed=1, **ended(0.985, 0.01)),
+    ]
+    doubts = verdict_of(tmp_path / "same", *found)["doubts"]
+    assert not any("same seeds" in doubt for doubt in doubts), doubts
 
 
 def test_a_rival_far_away_is_not_named(tmp_path: Path) -> None:

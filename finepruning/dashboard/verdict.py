@@ -66,7 +66,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         **scores,
         "price": estimate(prices) if prices else None,
         "seeds": len(shown),
-        "which": sorted(row["seeds"] for row in shown),
+        "which": sorted({row["seed"] for row in shown}, key=str),  # of runs, not of parts
         "dead": bool(finished) and not alive,
         "dead_seeds": len(finished) - len(alive),
         "oracle": any(row["oracle"] for row in rows),
