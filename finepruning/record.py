@@ -84,9 +84,9 @@ def scored_rungs(record: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Map
 
 def channels_pruned(record: Mapping[str, Any]) -> int | None:
     """Return how many channels a defense pruned; None if it pruned none and walked no curve."""
-    if record["pruning"]:
+    if record.get("pruning"):
         return sum(bool(step["pruned"]) for step in record["pruning"])
-    return sum(len(channels) for channels in record.get("pruned", {}).values()) or None
+    return sum(len(channels) for channels in (record.get("pruned") or {}).values()) or None
 
 
 def environment() -> dict[str, Any]:

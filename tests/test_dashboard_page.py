@@ -203,6 +203,7 @@ def test_two_runs_are_compared_by_what_differs(opened: Opened) -> None:
     page.click("#compare")
     keys = page.locator("#difference tbody th").all_inner_texts()
     assert {"seed", "attack.seed", "defense.order_seed"} <= set(keys)
+    assert "result: clean accuracy of the suspect network, %" in keys
     assert not {"defense.max_drop", "dataset.size", "torch"} & set(keys)
     cells = page.locator("#difference tr", has=page.get_by_text("attack.seed", exact=True)).locator("td")
     assert cells.all_inner_texts() == ["1", "2"]
@@ -288,6 +289,7 @@ def test_the_table_is_downloaded_as_csv_in_full_precision(opened: Opened) -> Non
     assert len(lines) == 10
     assert float(prune["clean_after"]) == pytest.approx(0.964)
     assert float(prune["clean_after_low"]) < 0.964 < float(prune["clean_after_high"])
+    assert float(prune["price"]) == pytest.approx(0.02)
     assert [line["name"][:4] for line in lines if line["oracle"] == "1"] == ["mnis"]
 
 

@@ -10,7 +10,7 @@ from finepruning.dashboard.pictures import Pictures
 from finepruning.dashboard.plain import flat, number, plain, text
 from finepruning.dashboard.reading import Run, log_tail
 from finepruning.dashboard.repairs import repair_row
-from finepruning.dashboard.seeds import chosen
+from finepruning.dashboard.seeds import chosen, is_seed
 from finepruning.record import FILE, changed, channels_pruned
 
 Row = dict[str, Any]
@@ -41,8 +41,8 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
     """Return one run; raise what Python raises where a field is missing or of a wrong kind."""
     record = run.record
     config = flat(record["config"])
-    telling = chosen(record["config"])
-    seeds = {key: value for key, value in telling.items() if key.rsplit(".")[-1].endswith("seed")}
+    telling = chosen(config)
+    seeds = {key: value for key, value in telling.items() if is_seed(key)}
     finished = record["status"] == "finished"
     scores = record["scores"] if finished else {}
     both = [scores.get(network, {}) for network in ("suspect", "defended")]
@@ -103,8 +103,7 @@ def run_row(run: Run, tables: Mapping[str, Table], pictures: Pictures) -> Row:
 
 def _pruned(record: Mapping[str, Any]) -> list[int] | None:
     """Return how many channels went and, after a curve, of how many; None without pruning."""
-    steps = record.get("pruning") or []
-    gone = channels_pruned({"pruning": steps, "pruned": record.get("pruned") or {}})
+    gone, steps = channels_pruned(record), record.get("pruning")
     return None if gone is None else [gone, *([len(steps) - 1] if steps else [])]
 
 

@@ -138,26 +138,26 @@ def group_by_seed(records: Sequence[Record]) -> list[Group]:
 def setting(record: Record) -> str:
     """Return what a run's group has in common: its choices, and what it chose without seeds."""
     choices = {key: record[key] for key in ("dataset", "model", "attack", "defense")}
-    return json.dumps([choices, _without_seeds(chosen(record["config"]))], sort_keys=True)
+    return json.dumps([choices, _without_seeds(chosen(flat(record["config"])))], sort_keys=True)
 
 
 def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a configuration makes its networks, seeds among it, by dotted keys.
+    """Return what of a configuration, by dotted keys, makes its networks, seeds among it.
 
     Left out are places, speed, and the options of tuners that no rung of a ladder names.
     """
-    defense = config.get("defense") or {}
-    named = {rung.get("tuner") for rung in defense.get("ladder") or ()}
+    named = {rung.get("tuner") for rung in config.get("defense.ladder") or ()}
 
     def counts(key: str) -> bool:
         parts = key.split(".")
         idle = parts[:2] == ["defense", "tuners"] and parts[2] not in named
         return parts[0] not in PLACES and key not in SPEED and not idle
 
-    return {key: value for key, value in flat(config).items() if counts(key)}
+    return {key: value for key, value in config.items() if counts(key)}
 
 
-def _is_seed(key: Any) -> bool:
+def is_seed(key: Any) -> bool:
+    """Return whether a key, dotted or not, is that of a seed."""
     last = str(key).rsplit(".", 1)[-1]
     return last == "seed" or last.endswith("_seed")
 
@@ -166,11 +166,11 @@ def _seeds(node: Any) -> Any:
     """Return the seeds of a configuration, as nested as they are."""
     if not isinstance(node, Mapping):
         return None
-    inner = {key: value if _is_seed(key) else _seeds(value) for key, value in node.items()}
+    inner = {key: value if is_seed(key) else _seeds(value) for key, value in node.items()}
     return {key: value for key, value in inner.items() if value is not None} or None
 
 
 def _without_seeds(node: Any) -> Any:
     if isinstance(node, Mapping):
-        return {key: _without_seeds(value) for key, value in node.items() if not _is_seed(key)}
+        return {key: _without_seeds(value) for key, value in node.items() if not is_seed(key)}
     return [_without_seeds(value) for value in node] if isinstance(node, list) else node

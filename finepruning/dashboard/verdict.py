@@ -182,7 +182,7 @@ def _why_unranked(tried: Sequence[Row]) -> str:
 def _doubts(best: Row, rivals: Sequence[Row], groups: Sequence[Row], budget: float) -> list[str]:
     """Return what a reader should hold against a verdict."""
     left, price = best["success_after"], best["price"]
-    worst, dearest = max(left.high, left.most), max(price.high, price.most)
+    worst, dearest, most = max(left.high, left.most), max(price.high, price.most), budget + 1e-9
     close = [
         rival["defense_label"]
         for rival in rivals
@@ -192,12 +192,8 @@ def _doubts(best: Row, rivals: Sequence[Row], groups: Sequence[Row], budget: flo
     missing = sum(group["missing"] for group in groups)
     doubts = {
         "One seed only: the interval is over images, not over trainings.": best["seeds"] == 1,
-        f"Up to {_percent(worst)} may be left: the interval or the worst seed.": _left(best)
-        <= CLEANED
-        < worst,
-        f"It may cost up to {points(dearest)}: the interval or the worst seed.": (
-            price.mean <= budget + 1e-9 < dearest
-        ),
+        f"Up to {_percent(worst)} may be left: the interval or the worst seed.": left.mean <= CLEANED < worst,
+        f"It may cost up to {points(dearest)}: the interval or the worst seed.": price.mean <= most < dearest,
         f"Not told apart from {_listed(close)}: the intervals overlap.": close,
         f"Not on the same seeds: {_listed(elsewhere)}.": elsewhere,
         f"{best['dead_seeds']} dead of {best['seeds'] + best['dead_seeds']} seeds left out.": best[

@@ -16,7 +16,7 @@ function h(tag, attributes = {}, ...children) {
 }
 
 const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1).replace(/^-(0\.0)$/, "$1"));
-const interval = (low, high) => `[${percent(low)}, ${percent(high)}]`;
+const interval = (low, high, as = percent) => `[${as(low)}, ${as(high)}]`;
 const points = (value) => percent(value).replace("-", "−");
 const unique = (values) => [...new Set(values)];
 const shown = (value) =>

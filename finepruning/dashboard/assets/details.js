@@ -121,7 +121,9 @@ function differences(a, b) {
     ...environment(run).versions,
     ...environment(run).hardware,
     commit: run.commit,
-    ...Object.fromEntries(["dataset", "model", "attack", "defense", "status", "dead"].map((name) => [name, run[name]])),
+    ...Object.fromEntries(
+      ["dataset", "model", "attack", "defense", "status", "dead"].map((name) => [name, run[name]]),
+    ),
     ...Object.fromEntries(
       ["suspect", "defended"].flatMap((network, place) =>
         Object.entries(SCORE_NAMES).map(([name, title]) => [

@@ -12,7 +12,8 @@ function varying(runs) {
     "defense",
     "seed",
     ...unique(runs.flatMap((run) => Object.keys(run.config)))
-      .filter((key) => !/(^|\.)(_target_|name|group|seed|\w+_seed|\w+_dir)$|^logger|^trainer\.threads$/.test(key))
+      .filter((key) => !/(^|\.)(_target_|name|group|seed|\w+_seed|\w+_dir)$/.test(key))
+      .filter((key) => !/^(logger|trainer\.threads$)/.test(key))
       .sort((a, b) => b.startsWith("defense.") - a.startsWith("defense.")),
   ];
   const seen = new Set();

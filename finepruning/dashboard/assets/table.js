@@ -13,7 +13,7 @@ const SCORE_COLUMNS = [
     "price",
     "price",
     "points",
-    (g) => pair(g.price),
+    (g) => g.price && (g.seeds > 1 ? pair(g.price) : [g.price[0]]),
     (r) => (r.clean[0] == null || r.clean[1] == null ? null : [r.clean[0] - r.clean[1]]),
   ],
   [
@@ -149,7 +149,7 @@ function headCell(column) {
 function scoreCell(column, item) {
   const found = column[state.view](item);
   if (!found) return h("td", { class: "number none" }, "–");
-  const said = column.key === "price" ? points : percent;
+  const as = column.key === "price" ? points : percent;
   const level = column.key === "success_after" && ranked(item);
   return h(
     "td",
@@ -157,10 +157,8 @@ function scoreCell(column, item) {
       class: level ? "number level" : "number",
       style: level ? `--v: ${Math.max(0, Math.min(1, found[0]))}` : null,
     },
-    h("b", {}, said(found[0])),
-    found[1] == null || (found[1] === found[2] && said === points) // one seed
-      ? null
-      : h("small", {}, " ", `[${said(found[1])}, ${said(found[2])}]`),
+    h("b", {}, as(found[0])),
+    found[1] == null ? null : h("small", {}, " ", interval(found[1], found[2], as)),
   );
 }
 
