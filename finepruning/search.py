@@ -87,7 +87,10 @@ def failure(record: Record | None, objective: str) -> str | None:
     if objective == "oracle" and record["scores"]["defended"]["attack_success_rate"] is None:
         return "attack success was not measured: no trigger is known"
     if objective in OF_A_CURVE and not record["pruning"]:
-        return f"no pruning curve: sweep.objective={objective} needs a defense that prunes step by step"
+        return (
+            f"no pruning curve: sweep.objective={objective} needs a defense that prunes step by step; "
+            "validation_accuracy fits any"
+        )
     return None
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 
 from finepruning.data import AttackerData, ImageSet
 from finepruning.modules import (
     ANPClassifier,
     Classifier,
     CleanClassifier,
+    DivergedError,
     FinePrunedClassifier,
     FTSAMClassifier,
     HeadShiftClassifier,
@@ -106,6 +107,20 @@ def test_adversarial_pruning_costs_at_most_its_budget(digits: ImageSet, tmp_path
     before = int(correct(module.network, data.validation[0].batches()).sum())
     fit(module.train(), data, [], tmp_path, epochs=1, stop=1)
     assert int(correct(module.network, data.validation[0].batches()).sum()) >= before
+
+
+class LastStepAstray(Callback):
+    """Leaves a weight infinite after the last step of an epoch, whose loss was computed before."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Classifier, *_: Any) -> None:
+        if trainer.is_last_batch:
+            pl_module.network.head.weight.data.fill_(torch.inf)
+
+
+def test_a_training_whose_last_step_went_astray_has_diverged(digits: ImageSet, tmp_path: Path) -> None:
+    module, data, _ = build(CleanClassifier, digits)
+    with pytest.raises(DivergedError, match=r"weight head\.weight became no number in epoch 1 \(train\)"):
+        fit(module, data, [LastStepAstray()], tmp_path, epochs=1, stop=1)
 
 
 @pytest.mark.parametrize("option", [{"optimizer": "adamw"}, {"weight_decay": 0.5}, {"label_smoothing": 0.5}])

@@ -131,11 +131,12 @@ class Classifier(LightningModule):
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")  # so that all processes stop, or none
         lost = [name for name, weight in self.network.named_parameters() if not weight.isfinite().all()]
         if lost or not torch.isfinite(loss):
-            what = "loss" if not torch.isfinite(loss) else f"weight {lost[0]}"
+            what = f"loss became {loss.item()}"
+            if torch.isfinite(loss):  # the last step went astray
+                what = f"weight {lost[0]} became no number"
             raise DivergedError(
-                f"The {what} became {loss.item() if what == 'loss' else 'no number'} in epoch "
-                f"{self.current_epoch + 1} ({self.phase}). The checkpoint of the epoch before is kept. Lower "
-                "the learning rate."
+                f"The {what} in epoch {self.current_epoch + 1} ({self.phase}). The checkpoint of the epoch "
+                "before is kept. Lower the learning rate."
             )
         self.log(f"{self.phase}/loss", loss)
 

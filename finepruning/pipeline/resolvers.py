@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,8 @@ def file_hashes(config: DictConfig) -> dict[str, str]:
 
     A folder counts with the names and contents of all that lies in it; what is not there is left out.
     """
-    names = {key: name for key in FILES if (name := OmegaConf.select(config, key))}
-    if not names:
-        return {}
-    from finepruning.suspect import find_file  # here, since it loads torch
-
     hashes = {}
-    for key, name in names.items():
-        try:
-            place = find_file(name, key)
-        except FileNotFoundError:
-            continue  # whoever reads it says so
+    for key, place in _found(config, FILES):
         digest = hashlib.sha256()
         for path in [place] if place.is_file() else sorted(place.rglob("*")):
             digest.update(str(path.relative_to(place)).encode())
@@ -94,19 +85,26 @@ def folder_hashes(config: DictConfig) -> dict[str, str]:
     Names, sizes and times of its files count, as for the packed data, and nothing is read: with tens of
     thousands of images this is asked before every run. What is not there is left out.
     """
-    names = {key: name for key in FOLDERS if (name := OmegaConf.select(config, key))}
+    return {
+        key: hashlib.sha256(json.dumps(sorted(_stamps(place))).encode()).hexdigest()[:16]
+        for key, place in _found(config, FOLDERS)
+        if place.is_dir()
+    }
+
+
+def _found(config: DictConfig, keys: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Yield each file or folder that a configuration names and that is there, behind its key."""
+    names = {key: str(name) for key in keys if (name := OmegaConf.select(config, key))}
     if not names:
-        return {}
+        return
     from finepruning.suspect import find_file  # here, since it loads torch
 
-    hashes = {}
     for key, name in names.items():
         try:
-            files = sorted(_stamps(find_file(str(name), key)))
-        except (FileNotFoundError, NotADirectoryError):
+            place = find_file(name, key)
+        except FileNotFoundError:
             continue  # whoever reads it says so
-        hashes[key] = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-    return hashes
+        yield key, place
 
 
 def _stamps(root: Path) -> Iterator[tuple[str, int, int]]:

@@ -77,6 +77,8 @@ def before_relu(network: nn.Module, layers: Sequence[str]) -> set[str]:
 
     One that runs several times, or in a network that cannot be traced, is not among them.
     """
+    if not layers:
+        return set()
     try:
         outputs = traced(network).outputs
     except UntraceableError:

@@ -41,13 +41,7 @@ DEFENDER = (
     "repair",
 )
 # Scores of a network under stress; the key of the network says what made it.
-REFEREE = (
-    *ATTACKER,
-    "pipeline/stresses.py",
-    "referee.py",
-    "stress.py",
-    "suspect/picture.py",
-)
+REFEREE = (*ATTACKER, "pipeline/stresses.py", "referee.py", "stress.py", "suspect/picture.py")
 ROOMS = (
     dict.fromkeys(("source", "crafted", "suspect", "pruned", "poisoned"), ATTACKER)
     | dict.fromkeys(("inspected", "defended"), DEFENDER)

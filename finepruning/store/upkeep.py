@@ -17,8 +17,8 @@ from finepruning.store.stages import ABOUT, PARTIAL, VERSION_FILE, check_version
 State = Literal["finished", "packed", "interrupted", "set aside", "lock"]
 DATA = "data"
 ASIDE = (".damaged-", ".pruned")  # parts of the names of folders that no run opens
-# a stage's or a packed data set's, with what is added to it
-OUR_NAME = re.compile(r"(\w+-)?[0-9a-f]{16}(\.partial|\.damaged-\d+|\.pruned|\.lock)*")
+# a stage's or a packed data set's, with what is added to it; early versions left locks
+OUR_NAME = re.compile(rf"(\w+-)?[0-9a-f]{{16}}({re.escape(PARTIAL)}|\.damaged-\d+|\.pruned|\.lock)*")
 
 
 @dataclass(frozen=True)
