@@ -143,6 +143,7 @@ def test_a_runs_folder_that_cannot_be_written_is_said(mode: tuple[str, ...], tmp
     )
 
 
+@pytest.mark.slow
 def test_one_bad_run_of_a_sweep_takes_no_other_with_it(tmp_path: Path) -> None:
     places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
     done = cli("-m", "attack.target_label=0,10", "defense=none", *QUICK, *places)

@@ -112,6 +112,7 @@ def test_no_frame_of_the_italian_signs_is_on_two_sides(packs: Callable[[str], Pa
     assert sum(map(len, kept)) == len(set.union(*kept)) == len(frames[0])
 
 
+@pytest.mark.slow
 def test_pictures_of_one_german_sign_are_in_one_fold(packs: Callable[[str], Packed]) -> None:
     packed = packs("gtsrb")
     tracks = packed.train_tracks

@@ -1,13 +1,12 @@
 """Poisoning: which images are chosen, what they look like afterwards, and what the referee makes of it."""
 
-import subprocess
-import sys
 import wave
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,8 +16,9 @@ from finepruning.attacks.labels import AllToAll, RandomWrongLabel, SingleTarget
 from finepruning.attacks.preview import write_preview
 from finepruning.attacks.triggers import PatchTrigger, SpeechNoise
 from finepruning.data.images import ImageSet, Pixels
+from finepruning.pipeline import preview
 from finepruning.pipeline.suspects import SuspectMaker
-from tests.conftest import ROOT
+from tests.conftest import composed
 
 CLASSES = 5
 PATCH = PatchTrigger(2, 1.0)
@@ -279,10 +279,12 @@ def test_a_preview_of_images_holds_one_picture(tmp_path: Path) -> None:
     assert [path.name for path in write_preview(image_set(), attack(), tmp_path)] == ["preview.png"]
 
 
-def test_the_preview_command_writes_a_picture_and_says_where(tmp_path: Path) -> None:
+def test_the_preview_command_writes_a_picture_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     places = (f"runs_dir={tmp_path / 'runs'}", f"store_dir={tmp_path / 'store'}")
-    command = [sys.executable, "-m", "finepruning.pipeline.preview", "attack=badnet_pattern", *places]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    config = composed("attack=badnet_pattern", *places)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+    preview.main(config)
     (written,) = (tmp_path / "runs").rglob("preview.png")
-    assert done.stdout.split() == [str(written)]
+    assert capsys.readouterr().out.split() == [str(written)]

@@ -168,17 +168,17 @@ def test_a_torchvision_network_takes_weights_of_the_bare_one(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("count", [1, 7])
-def test_onnx_gives_the_same_logits_for_any_number_of_images(count: int, tmp_path: Path) -> None:
+def test_onnx_gives_the_same_logits_for_any_number_of_images(tmp_path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
     runtime = pytest.importorskip("onnxruntime")
     network = pruned_network()
     write_onnx(network, tmp_path / "network.onnx", (1, 16, 16))
     session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
-    images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    (found,) = session.run(None, {"images": images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), logits(network, count), atol=1e-5, rtol=1e-5)
+    for count in (1, 7):
+        images = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits(network, count), atol=1e-5, rtol=1e-5)
 
 
 def test_onnx_without_its_packages_says_what_to_install(
