@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import platform
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from finepruning.pipeline.devices import (
     VISIBLE,
     check_processes,
     hidden_gpus,
+    keep_freed_memory,
     launched,
     rank,
 )
@@ -121,6 +124,18 @@ def test_the_first_process_leads_whoever_started_it() -> None:
     assert [rank(two, each) for each in ({}, TORCHRUN, slurm, TORCHRUN | {"RANK": "0"})] == [0, 1, 1, 0]
     assert [launched(two, each) for each in ({}, TORCHRUN, slurm)] == [False, True, True]
     assert rank(one, slurm) == 0  # tasks of one process each
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such switch")
+def test_a_tensor_takes_the_memory_of_the_one_before() -> None:
+    keep_freed_memory()
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**26, dtype=torch.uint8).add_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(new_pages() for _ in range(3)) < 2**26 // 4096 // 10
 
 
 @pytest.mark.parametrize("before", [{}, {VISIBLE: "0,1"}])

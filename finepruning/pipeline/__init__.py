@@ -35,6 +35,7 @@ def run(config: DictConfig) -> None:
         SystemExit: If a signal stopped it, with the status of a shell, 128 and the signal's number.
     """
     read_sources()  # before any of it is imported
+    devices.keep_freed_memory()
     place = Path(HydraConfig.get().runtime.output_dir)
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     with ended_by_signals(), refusals(traced=sweep):
@@ -112,6 +113,7 @@ def take_part(config: DictConfig) -> None:
     from finepruning.pipeline.processes import together
     from finepruning.pipeline.stages import Run
 
+    devices.keep_freed_memory()
     logging.disable(logging.WARNING)  # the first process says it all
     warnings.simplefilter("ignore")
     with suppress(DivergedError), together(config) as team:  # the first process reports that one
