@@ -8,6 +8,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from finepruning.pipeline.devices import keep_freed_memory
+
 
 def main(prefix: str = "") -> None:
     """Measure the figures whose name begins with ``prefix``."""
@@ -15,6 +17,7 @@ def main(prefix: str = "") -> None:
         figures = importlib.import_module(f"tests.{path.stem}").FIGURES
         for name, measure in figures.items():
             if name.startswith(prefix):
+                keep_freed_memory()  # as runs do
                 print(f"{name} {measure():.4g}", flush=True)
 
 
