@@ -26,7 +26,6 @@ from finepruning.data.images import Pixels
 from finepruning.data.packed import data_roots
 from finepruning.modules import CleanClassifier
 from finepruning.networks import BadNetsCNN, SignCNN
-from finepruning.pipeline.devices import keep_freed_memory
 
 BATCH_SIZE = 128
 LEARNING_RATE = 0.05
@@ -69,10 +68,11 @@ def _sign_files() -> Subset[tuple[Tensor, int]]:
 
 
 @functools.cache
-def _signs(side: int = 32) -> ImageSet:
+def _signs() -> ImageSet:
     files = _sign_files()
-    recipe = transforms.Compose([transforms.Resize((side, side)), transforms.PILToTensor()])
-    plain = GTSRB(_root("gtsrb"), transform=recipe)
+    plain = GTSRB(
+        _root("gtsrb"), transform=transforms.Compose([transforms.Resize((32, 32)), transforms.PILToTensor()])
+    )
     images, labels = zip(*(plain[index] for index in files.indices), strict=True)
     return ImageSet.whole(torch.stack(images), torch.tensor(labels), Pixels())
 
@@ -159,18 +159,8 @@ def _over_bare_loop(
     )
 
 
-def _sign_network(side: int = 32) -> nn.Module:
-    return SignCNN((3, side, side), 43, [0.35] * 3, [0.27] * 3)
-
-
-def gtsrb_kept_over_given_back() -> float:
-    """The sign network on GTSRB as we ship it: freed memory kept, as runs do, over glibc's own habit."""
-
-    def speed(most: int) -> float:
-        keep_freed_memory(most)
-        return _with_lightning(_sign_network(48), _signs(48), Augment(SHIFT), "32-true")
-
-    return _ratio(lambda: speed(2**30), lambda: speed(2**25))  # 32 MiB: as far as glibc's own bound grows
+def _sign_network() -> nn.Module:
+    return SignCNN((3, 32, 32), 43, [0.35] * 3, [0.27] * 3)
 
 
 def mnist_over_bare_loop() -> float:
@@ -202,5 +192,4 @@ FIGURES: dict[str, Callable[[], float]] = {
     "train.mnist.over_bare_loop": mnist_over_bare_loop,
     "train.gtsrb.over_bare_loop": gtsrb_over_bare_loop,
     "train.gtsrb.over_pil_loader": gtsrb_over_pil_loader,
-    "train.gtsrb.kept_over_given_back": gtsrb_kept_over_given_back,
 }

@@ -60,7 +60,7 @@ def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -
 def keep_freed_memory(most: int = 2**30) -> None:
     """Let glibc use freed memory again, in place of giving it back: else each large tensor is of new pages.
 
-    Filling these anew takes a quarter of a training's time on a CPU (``make bench ONLY=train.gtsrb.kept``).
+    Filling these takes a fifth to a third of the time of training the sign network on a CPU.
     Other C libraries have no such switch, and nothing happens.
 
     Args:
