@@ -14,6 +14,7 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 STARTS_ITSELF = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 SHARDING = ("fsdp", "deepspeed", "model_parallel")  # strategies that no process holds a whole network with
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+KEPT = 2**30  # bytes of the largest tensor that uses freed memory again, and of what is kept free at most
 
 
 def check_groups(config: Mapping[str, Any] | DictConfig) -> None:
@@ -57,21 +58,18 @@ def launched(trainer: DictConfig, environment: Mapping[str, str] = os.environ) -
     return several(trainer) and ("TORCHELASTIC_RUN_ID" in environment or by_slurm)
 
 
-def keep_freed_memory(most: int = 2**30) -> None:
+def keep_freed_memory() -> None:
     """Let glibc use freed memory again, in place of giving it back: else each large tensor is of new pages.
 
-    Filling these takes a fifth to a third of the time of training the sign network on a CPU.
+    Filling these takes a part of the time of training on a CPU (``make bench ONLY=train.gtsrb.kept``).
     Other C libraries have no such switch, and nothing happens.
-
-    Args:
-        most: Bytes of the largest tensor that this is for, and of what is kept free at the end of the heap.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
     for switch in (TRIM_THRESHOLD, MMAP_THRESHOLD):
-        mallopt(switch, most)
+        mallopt(switch, KEPT)
 
 
 @contextmanager
